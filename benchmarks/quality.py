@@ -18,7 +18,7 @@ from boxseg.coco.classes import find_labels
 from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc
 from boxseg.label.boxes import outline_in
-from boxseg.label.maps import close_up, find_soft_masks
+from boxseg.label.maps import find_soft_masks, take_close_up
 from boxseg.mask_parts import MaskPart, cut_masks
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -93,10 +93,10 @@ def _cases_of_image(
 ) -> list[Case]:
     parts, outlines = [], []
     for row in range(len(sample.boxes)):
-        looked_at = close_up(predictor, sample, row)
-        seen = find_soft_masks(predictor, [looked_at])[0] if with_network else None
-        outline = outline_in(sample, row, looked_at, seen)
-        parts.append(MaskPart(outline.mask, looked_at.window.top, looked_at.window.left))
+        close_up = take_close_up(predictor, sample, row)
+        seen = find_soft_masks(predictor, [close_up])[0] if with_network else None
+        outline = outline_in(sample, row, close_up, seen)
+        parts.append(MaskPart(outline.mask, close_up.window.top, close_up.window.left))
         outlines.append(outline)
     ious = [part.iou(true) for part, true in zip(parts, cut_masks(drawn.numpy()), strict=True)]
     return [

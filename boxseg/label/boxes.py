@@ -1,4 +1,7 @@
-"""Known boxes in, masks with a quality out: a map for each box, an outline from it, and whose the shared pixels are."""
+"""Known boxes in, masks with a quality out.
+
+Each box gets a map from the network and an outline from that map; then pixels that two masks claim are settled.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,14 @@ from torchvision.ops import clip_boxes_to_image
 from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
 from boxseg.label.cut import expect_losses, settle_claims
-from boxseg.label.maps import UNKNOWN, CloseUp, OtherMask, SoftMask, close_up, find_soft_masks
+from boxseg.label.maps import (
+    UNKNOWN,
+    CloseUp,
+    OtherMask,
+    SoftMask,
+    find_soft_masks,
+    take_close_up,
+)
 from boxseg.label.outlines import Outline, find_outline
 from boxseg.label.parts import box_fits
 from boxseg.mask_parts import NO_MASK, MaskPart, place_masks
@@ -23,7 +33,7 @@ from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
 LABEL_VERSION = 12
-"""Raise it where the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
+"""Raise it when the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,15 @@ class BoxLabels:
     """Masks for the known boxes of one image."""
 
     parts: Sequence[MaskPart]
-    """N masks, each in a rectangle around it; empty only for a box without area, and where a file has none."""
+    """N masks, each in a rectangle around it; empty only for a box without area, and where a file has no mask."""
     size: Size
     """(height, width) of the image, pixels."""
     quality: Tensor
-    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`; 0 where the
-    mask is the box itself for want of another, or empty."""
+    """Float (N,) in [0, 1]: the IoU to expect with a mask drawn by hand, see `boxseg.label.quality`; 0 where no mask
+    was found, so that the mask is the box itself or empty."""
     num_candidates: Tensor
-    """int64 (N,): detections that were fused, of the close-up and its mirror image; 0 where the network found nothing,
-    so that place, colours and edges alone made the mask."""
+    """int64 (N,): detections in the close-up and in its mirror image that were fused; 0 where the network found nothing
+    and place, colours and edges alone made the mask."""
 
     @property
     def mask(self) -> Tensor:
@@ -69,11 +79,11 @@ def label_boxes(
         boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
         labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
         others: Masks of another tool for the same boxes; each that is not empty joins the fusion as one more candidate.
-            Where colours alone tell the object (`boxseg.label.cut`), neither they nor the network are heard.
+            Where colours alone tell the object (`boxseg.label.cut`), neither they nor the network are used.
 
     Returns:
-        One mask per box. A box that no candidate fits gets a mask all the same: of another class, then from the
-        detections nearest to it however weak, then from place, colours and edges alone.
+        One mask per box. If no candidate fits a box, its mask is made from candidates of other classes; failing these,
+        from the nearest detections, however weak; failing these too, from place, colours and edges alone.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -97,7 +107,7 @@ def label_together(
     predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None]
 ) -> list[BoxLabels]:
     """`label_boxes` for several images at once, which saves time on a GPU; each image gets what it would get alone."""
-    # of each image: row of a box with an area -> its close-up
+    # for each image: row of a box with an area -> its close-up
     close_ups: list[dict[int, CloseUp]] = []
     for sample, other in zip(samples, others, strict=True):
         has_area = box_area(sample.boxes) > 0
@@ -105,20 +115,21 @@ def label_together(
         for row in has_area.nonzero()[:, 0].tolist():
             of_image[row] = _close_up(predictor, sample, row, other)
         close_ups.append(of_image)
-    in_a_row = [close_up for of_image in close_ups for close_up in of_image.values()]
+    all_close_ups = [close_up for of_image in close_ups for close_up in of_image.values()]
     # All boxes of all images at once, as a GPU takes hardly longer for a full batch than for one box.
-    soft_masks = iter(find_soft_masks(predictor, in_a_row))
+    soft_masks = iter(find_soft_masks(predictor, all_close_ups))
     labels = []
     for sample, of_image in zip(samples, close_ups, strict=True):
         of_boxes = {}
-        for row, looked_at in of_image.items():
-            of_boxes[row] = looked_at, next(soft_masks)
+        for row, close_up in of_image.items():
+            of_boxes[row] = close_up, next(soft_masks)
         labels.append(_assemble(sample, of_boxes))
     return labels
 
 
 def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels | None) -> CloseUp:
-    of_box = close_up(predictor, sample, row)
+    """The close-up of a box, with the mask that another tool made for it, if there is one."""
+    of_box = take_close_up(predictor, sample, row)
     if others is None or not others.parts[row].area:  # other tools may have no mask for a box
         return of_box
     part = others.parts[row]
@@ -135,9 +146,9 @@ def _assemble(sample: Sample, of_boxes: dict[int, tuple[CloseUp, SoftMask]]) -> 
     quality = torch.zeros(count)
     num_candidates = torch.zeros(count, dtype=torch.int64)
     clean: dict[int, MaskPart] = {}
-    for row, (looked_at, soft_mask) in of_boxes.items():
-        outline = outline_in(sample, row, looked_at, soft_mask)
-        window = looked_at.window
+    for row, (close_up, soft_mask) in of_boxes.items():
+        outline = outline_in(sample, row, close_up, soft_mask)
+        window = close_up.window
         parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()
         if outline.is_clean:
             clean[row] = parts[row]
@@ -151,11 +162,9 @@ def _assemble(sample: Sample, of_boxes: dict[int, tuple[CloseUp, SoftMask]]) -> 
     return BoxLabels(parts, size, quality, num_candidates)
 
 
-def outline_in(
-    sample: Sample, row: int, looked_at: CloseUp, soft_mask: SoftMask | None
-) -> Outline:
-    """The mask of a box of a sample in the window of its close-up, with what the network says about it, if anything."""
-    window = looked_at.window
+def outline_in(sample: Sample, row: int, close_up: CloseUp, soft_mask: SoftMask | None) -> Outline:
+    """The mask of a box in the window of its close-up; `soft_mask` is what the network says about it, if anything."""
+    window = close_up.window
     rows, columns = window.rows_and_columns
     boxes = (sample.boxes - torch.tensor([window.left, window.top] * 2)).numpy()
     others = np.delete(boxes, row, axis=0)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 SMALL_PIECE = 0.02
-"""Pieces below this share of the mask do not count."""
+"""Pieces smaller than this share of the mask are specks and do not count."""
 
 DOUBTS: dict[str, Callable[[float], bool]] = {
     "outside": lambda share: share > 0.02,
@@ -17,7 +17,7 @@ DOUBTS: dict[str, Callable[[float], bool]] = {
     "fill": lambda share: share < 0.15 or share > 0.97,
     "pieces": lambda count: count != 1,
 }
-"""Measure -> whether a value of it is doubtful."""
+"""Measure of `check_mask` -> whether a value of it is doubtful."""
 
 MEANINGS = {
     "outside": "reach beyond their box",
@@ -25,15 +25,15 @@ MEANINGS = {
     "fill": "fill less than 15 % or more than 97 % of their box",
     "pieces": "are not in one piece",
 }
-"""Doubt -> what masks with it do."""
+"""Doubtful measure -> a phrase that says what is wrong with masks."""
 
 
 def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
-    """The doubt that most masks share, in words; None where there is none.
+    """A sentence about the doubt that more than half of the masks share; None where there is no such doubt.
 
     Args:
-        doubts: Name of a doubt -> how many masks have it.
-        masks: How many there are.
+        doubts: Name of a doubt -> number of masks that have it.
+        masks: Number of all masks.
     """
     if not doubts:
         return None
@@ -57,7 +57,7 @@ def check_mask(
     Returns:
         `outside`: share of the mask beyond the box; `gap`: largest distance between a side of the box and the mask, as
         a share of the box's width or height; `fill`: share of the box that the mask covers; `pieces`: number of
-        connected parts, specks apart.
+        connected parts, not counting specks.
     """
     area, box_area = int(mask.sum()), int(inside.sum())
     if not area or not box_area:

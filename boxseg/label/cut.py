@@ -1,4 +1,4 @@
-"""GrabCut of a known box, how far colours can be trusted to tell the object, and whose the pixels of two cuts are."""
+"""GrabCut of a known box: the cut, how far it can be trusted, and which of two cuts keeps pixels that both claim."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ from boxseg.ops.pixels import (
 )
 
 CUT_SIDE = 96
-"""The longer side of a box is cut with no more pixels than this."""
+"""For the first cut, a box is shrunk until its longer side has no more pixels than this."""
 SHARP_SIDE = 256
-"""A cut that can be trusted is made again with so many pixels at most."""
+"""The same for the second cut, which sharpens the outline of a clean one."""
 BAND = 1.5
-"""Pixels of the first cut, to both sides of its outline, that the second one decides about."""
+"""The second cut decides about this many pixels of the first one on both sides of the outline."""
 OWN_SEPARATION = 0.95
 OWN_GAIN = 0.1
-"""A cut that starts from the box's own colours needs this separation, and so much more than the usual one. With less,
-it opened holes in digits just as well, but took parts of animals, bottles and things of COCO away."""
+"""A cut that starts from the box's own colours replaces the usual one if it has at least this separation, and exceeds
+that of the usual one by this much. Lower values opened no more holes in digits, but removed parts of animals, bottles
+and objects of COCO."""
 ROUNDS = 5
-"""Of GrabCut; a second cut has one."""
+"""Iterations of GrabCut in the first cut; the second one has a single iteration."""
 CLEAN_SEPARATION = 0.85
 CLEAN_FIT = 0.9
-"""Colours tell an object from what is around it where GrabCut's mask has at least these. On 800 boxes of photographs
-and nuclei such masks were as good as those made with a network, 0.91 both; on generated pictures they are nearly
-perfect, which those of a young network are not."""
+"""A cut with at least this separation and fit is clean: colours alone tell the object from what is around it. On 800
+boxes of photographs and nuclei, clean cuts were as good as masks made with a network, 0.91 both; on generated pictures
+they are nearly perfect, while those of a barely trained network are not."""
 LEAST_CLAIM = 0.05
-"""Masks that share less of the smaller one meet at an outline: nothing is to be decided."""
+"""Two masks that share a smaller part than this of the smaller one only touch; nothing has to be settled."""
 FOREIGN, OWN = 0.2, 0.5
-"""Pixels go from a mask to another whose colours they have: they share less than the first with the rest of the mask
-that gives them away, and more than the second with the rest of the other one."""
+"""A mask gives the shared pixels away if their colours overlap less than the first with the rest of this mask, and more
+than the second with the rest of the other one."""
 CLAIM_SAMPLE = 1500
-"""Pixels of each region that its colours are told by."""
+"""Of larger regions, about this many pixels are sampled to compare colours."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Cut:
     mask: BoolArray
     """(h, w), pixels of the picture, inside the box; the whole box where GrabCut found nothing."""
     separation: float
-    """1 less the overlap of the colours of the mask and of everything else: 1 where no colour is in both."""
+    """1 minus the overlap between the colours of the mask and of everything else: 1 where no colour occurs in both."""
     fit: float
     """IoU of the mask's own box with the box."""
     models: FloatArray | None = None
-    """GrabCut's two colour models, see `grabcut`; None where it was not asked."""
+    """GrabCut's two colour models, see `grabcut`; only a second cut needs them."""
 
     @property
     def is_clean(self) -> bool:
@@ -105,15 +106,16 @@ def _longer_side(box: FloatArray) -> float:
 
 
 def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
-    """The cut that starts from the whole box, or the one that starts from its own colours where that tells more apart.
+    """The cut that starts from the whole box, or from the box's own colours where that separates colours much better.
 
-    GrabCut rarely opens holes by itself, or finds a thin thing in a large box: whatever it starts with as the object
-    teaches it the colours of the object. Colours that are less frequent around the box are a better start there.
+    GrabCut learns the colours of the object from the pixels that it starts with. Started from the whole box, it rarely
+    opens a hole or finds a thin object in a large box. Pixels whose colours are rarer around the box than inside it are
+    a better start there.
     """
     inside = pixels_of_box(box, picture.shape[:2])
     color = sort_colors(to_lab(picture))
     whole = _cut_from(picture, color, inside, inside)
-    if whole.separation + OWN_GAIN > 1:  # nothing can be so much better
+    if whole.separation + OWN_GAIN > 1:  # no cut can be better by that much
         return whole
     is_own = color_shares(color, inside) > color_shares(color, ~inside)  # of each colour
     own = _cut_from(picture, color, inside, inside & is_own[color])
@@ -138,14 +140,14 @@ def _cut_from(
 def _sharpen(
     coarse: BoolArray, models: FloatArray, picture: NDArray[np.uint8], box: FloatArray
 ) -> BoolArray:
-    """A mask that was cut with fewer pixels, with its outline cut again in the picture.
+    """Cut the outline of a coarse mask again, with more pixels.
 
-    What is far from the outline is sure, which leaves a narrow band to decide about. The colour models stay as they
-    are: to learn them from all pixels would take most of the time and tell nothing new.
+    Pixels far from the outline keep their side, so that only a narrow band has to be decided. The colour models stay as
+    they are: learning them from all pixels would take most of the time and change little.
 
     Args:
         coarse: Bool (h', w') with h' < h and w' < w, the same view as the picture.
-        models: Of the colours, as `grabcut` gave them for the coarse mask.
+        models: Colour models that `grabcut` gave for the coarse mask.
         picture: uint8 (h, w, 3), RGB.
         box: Float (4,), x1 y1 x2 y2 in pixels of the picture; the mask lies inside.
 
@@ -158,7 +160,7 @@ def _sharpen(
     inside = pixels_of_box(box, (height, width))
     side = 2 * reach + 1
     kernel = np.ones((side, side), dtype=np.uint8)
-    # Only the box and what is just beyond it is looked at again.
+    # Only the box and a margin around it are cut again.
     margin = np.array([-1, -1, 1, 1]) * (reach + 1)
     bounds = np.concatenate([np.floor(box[:2]), np.ceil(box[2:])]).astype(int) + margin
     x1, y1, x2, y2 = np.clip(bounds, 0, [width, height, width, height])
@@ -177,17 +179,17 @@ def grabcut(
     rounds: int,
     models: FloatArray | None = None,
 ) -> tuple[BoolArray, FloatArray | None]:
-    """GrabCut's foreground; that of `regions` where they leave it nothing to tell apart.
+    """GrabCut's foreground; that of `regions` if these are all object or all background.
 
     Args:
         picture: uint8 (h, w, 3), RGB.
         regions: uint8 (h, w), OpenCV's numbers for what is surely, or probably, object or background.
-        rounds: How often colours and regions are found in turn.
-        models: Float64 (2, 1, 65), OpenCV's models of the colours of background and object, which are left as they
-            are; None: they are learnt from the picture.
+        rounds: Number of iterations.
+        models: Float64 (2, 1, 65), OpenCV's colour models of background and object, to be used unchanged; None: learn
+            them from the picture.
 
     Returns:
-        Bool (h, w), and the models that it was told by; None where nothing was to tell.
+        Bool (h, w), and the colour models that were used; None if none were given and there was nothing to tell apart.
     """
     is_object = (regions == cv2.GC_FGD) | (regions == cv2.GC_PR_FGD)
     if is_object.all() or not is_object.any():  # OpenCV raises an error where a region is empty
@@ -206,9 +208,10 @@ def grabcut(
 def settle_claims(
     image: NDArray[np.uint8], boxes: Tensor, parts: dict[int, MaskPart]
 ) -> dict[int, MaskPart]:
-    """Clean masks of an image without the pixels that are another one's by their colours.
+    """Take from the clean masks of an image the pixels whose colours show that they belong to another mask.
 
-    A cut sees one box alone: what lies on an object, and nowhere else around its box, is cut out with it.
+    GrabCut sees one box at a time: an object that lies on another one, and nowhere else around its box, is cut out
+    together with it.
 
     Args:
         image: uint8 (3, height, width), RGB.
@@ -219,7 +222,7 @@ def settle_claims(
         The same rows. A mask gives pixels away only if it still reaches the four sides of its box.
     """
     settled = dict(parts)
-    for one, other in _meeting(parts):
+    for one, other in _overlapping(parts):
         giver = _find_giver(image, settled[one], settled[other])
         if giver is None:
             continue
@@ -231,16 +234,17 @@ def settle_claims(
 
 
 def expect_losses(parts: dict[int, MaskPart]) -> dict[int, float]:
-    """IoU that each clean mask probably lacks, as others claim its pixels too.
+    """How much IoU each clean mask probably loses because other masks claim some of its pixels.
 
-    Colours cannot tell an object from another of its kind that crosses it: both masks hold both objects. One of the two
-    is wrong about what they share, so each is half the time. A small mask inside a large one is no such case.
+    Colours cannot tell apart two objects of a kind that cross: both masks contain both objects. One of the two is wrong
+    about the shared pixels, so each is expected to be wrong half the time. The loss is relative to the larger mask, so
+    that a small mask inside a large one hardly counts.
 
     Args:
-        parts: Row of a box -> its mask, see `settle_claims`.
+        parts: Row of a box -> its mask, as `settle_claims` gives them.
     """
     losses = dict.fromkeys(parts, 0.0)
-    for one, other in _meeting(parts):
+    for one, other in _overlapping(parts):
         larger = max(parts[one].area, parts[other].area)
         loss = 0.5 * float(_common(parts[one], parts[other]).sum()) / larger
         losses[one] += loss
@@ -248,17 +252,17 @@ def expect_losses(parts: dict[int, MaskPart]) -> dict[int, float]:
     return losses
 
 
-def _meeting(parts: dict[int, MaskPart]) -> list[tuple[int, int]]:
-    """Pairs of rows whose masks share pixels enough to ask."""
+def _overlapping(parts: dict[int, MaskPart]) -> list[tuple[int, int]]:
+    """Pairs of rows whose masks share at least `LEAST_CLAIM` of the smaller one."""
     rows = list(parts)
     bounds = np.array([parts[row].bounds() for row in rows]).reshape(-1, 4)
     pairs = []
     for place, row in enumerate(rows):
         later = bounds[place + 1 :]
-        # Of hundreds of masks in an image, few are here.
-        is_here = (later[:, :2] < bounds[place, 2:]).all(axis=1)
-        is_here &= (later[:, 2:] > bounds[place, :2]).all(axis=1)
-        for step in np.flatnonzero(is_here):
+        # Bounds first: of hundreds of masks in an image, few overlap.
+        bounds_overlap = (later[:, :2] < bounds[place, 2:]).all(axis=1)
+        bounds_overlap &= (later[:, 2:] > bounds[place, :2]).all(axis=1)
+        for step in np.flatnonzero(bounds_overlap):
             other = rows[place + 1 + int(step)]
             smaller = min(parts[row].area, parts[other].area)
             if _common(parts[row], parts[other]).sum() >= LEAST_CLAIM * smaller:
@@ -267,13 +271,13 @@ def _meeting(parts: dict[int, MaskPart]) -> list[tuple[int, int]]:
 
 
 def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> MaskPart | None:
-    """The mask that the common pixels look foreign in, if they are at home in the other one."""
+    """The mask whose own colours the shared pixels do not have, if they have those of the other mask; else None."""
     claimed = _colors_of(image, one, _common(one, other))
     rests = [
         _colors_of(image, one, one.pixels & ~_common(one, other)),
         _colors_of(image, other, other.pixels & ~_common(other, one)),
     ]
-    # One row of pixels, sorted into the colours that all three have together.
+    # One row of pixels, so that all three regions are sorted into the same colours.
     regions = [claimed, *rests]
     color = sort_colors(to_lab(np.concatenate(regions)[None]))
     region = np.repeat(np.arange(3), [len(pixels) for pixels in regions])[None]
@@ -281,7 +285,7 @@ def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> Mas
         shared_colors(color, region == 0, region == rest) if (region == rest).any() else 1.0
         for rest in (1, 2)
     )
-    # A mask that lies in the other one has no rest, and its pixels are its own.
+    # A mask that lies inside the other one has no rest: the shared pixels are its own.
     if for_one < FOREIGN and for_other > OWN:
         return one
     if for_other < FOREIGN and for_one > OWN:
@@ -290,7 +294,7 @@ def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> Mas
 
 
 def _common(one: MaskPart, other: MaskPart) -> BoolArray:
-    """Bool (h, w), pixels of both masks in the rectangle of the first."""
+    """Bool (h, w), the pixels that both masks have, in the rectangle of the first."""
     height, width = one.pixels.shape
     return one.pixels & other.within(one.top, one.left, (height, width))
 
@@ -300,6 +304,6 @@ def _without(part: MaskPart, other: MaskPart) -> MaskPart:
 
 
 def _colors_of(image: NDArray[np.uint8], part: MaskPart, region: BoolArray) -> NDArray[np.uint8]:
-    """RGB (n, 3) of `CLAIM_SAMPLE` pixels at most of a region in the rectangle of a mask."""
+    """RGB (n, 3) of pixels of a region in the rectangle of a mask; about `CLAIM_SAMPLE` of them where it has more."""
     pixels = image[:, *part.place][:, region].T
     return pixels[:: max(len(pixels) // CLAIM_SAMPLE, 1)]

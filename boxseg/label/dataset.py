@@ -1,4 +1,4 @@
-"""Labels a whole data set image by image: streams, remembers what is done, and writes COCO and YOLO at the end."""
+"""Labels a data set image by image, remembers in a journal what is done, and writes COCO and YOLO files at the end."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from boxseg.structures import Sample
 logger = logging.getLogger(__name__)
 
 LABELS, POLYGONS, JOURNAL = "labels.coco.json", "labels.polygons.json", "labels.jsonl"
-"""Names of the files of an output folder; the last is what is done so far, one line per image."""
+"""Names of files in the output folder; the last one is the journal of the images that are done."""
 REVIEWED = "labels.reviewed.json"
 """The labels without the masks that a person rejected."""
-LINES_RULE = "line 1 tells what is labelled, every other line has the labels of one image"
+LINES_RULE = "line 1 says what is labelled, every other line has the labels of one image"
 
 
 def _require_runs(segmentation: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Label(TypedDict):
     """What the journal says about one box."""
 
     id: int
-    """Of its annotation."""
+    """Id of its annotation."""
     segmentation: Annotated[dict[str, Any], AfterValidator(_require_runs)]
     quality: Annotated[float, Field(ge=0, le=1)]
     candidates: int
@@ -83,14 +83,14 @@ _LINE = TypeAdapter(ImageLabels)
 
 
 class Journal:
-    """The file of what is done: one line per image, so that a killed run goes on where it was."""
+    """The file that says which images are done, one line each, so that a killed command goes on where it was."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         """Open or begin the journal of an output folder.
 
         Args:
             folder: Made if missing.
-            about: What is labelled with what; a journal of something else is refused.
+            about: Identifies data and source of masks; a journal of others is refused.
 
         Raises:
             ConfigError: the folder holds labels of other data, or made otherwise.
@@ -107,7 +107,7 @@ class Journal:
             )
         if not lines:
             self._append(about)
-        # What could not be read is tried again: the file may be there now.
+        # Images that could not be read are tried again: the files may be there now.
         self.done: dict[int, ImageLabels] = {}
         for labels in lines[1:]:
             if labels.problem is None:
@@ -119,7 +119,7 @@ class Journal:
         self.done |= {of_image.image_id: of_image for of_image in labels}
 
     def forget_changed(self, data: CocoBoxes) -> int:
-        """Forget the images whose files were replaced since they were labelled; gives how many they are."""
+        """Forget the images whose files were replaced since they were labelled; returns their number."""
         names = {data.image_id(index): data.file_name(index) for index in range(len(data))}
         labelled = {names[image.image_id]: image for image in self.done.values() if image.picture}
         prints = take_prints(data.source.images, list(labelled), most=len(labelled) or 1)
@@ -129,14 +129,14 @@ class Journal:
         return len(changed)
 
     def _read(self) -> list[Any]:
-        """What is labelled, then the labels of each image; a line that a kill tore is cut off."""
+        """What is labelled, then the labels of each image; a last line that a kill left unfinished is cut off."""
         if not self._path.exists():
             return []
         rule = "the journal of an output folder is a file"
         data = read_bytes(self._path, rule, limit=largest_bytes())
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
-            # Cut off in the file as well, or the next line would be written behind half of this one.
+            # In the file as well, or the next line would be appended to the unfinished one.
             with open(self._path, "r+b", opener=no_link) as file:
                 file.truncate(whole)
         lines: list[Any] = []
@@ -162,7 +162,7 @@ class Journal:
 def label_images(
     data: CocoBoxes, source: BatchSource, journal: Journal, *, batch_size: int = 1
 ) -> Iterator[ImageLabels]:
-    """Label the images that the journal has not, `batch_size` at a time; each is remembered, then given."""
+    """Label the images that the journal lacks, `batch_size` at a time; each is written to the journal, then yielded."""
     pixels = data.sizes.prod(axis=1).tolist()
     for batch in in_batches(range(len(data)), size=batch_size, pixels=pixels.__getitem__):
         left = [index for index in batch if data.image_id(index) not in journal.done]
@@ -175,7 +175,7 @@ def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> li
     items: dict[int, tuple[Sample, Sequence[int]]] = {}
     problems: dict[int, str] = {}
     names = {index: data.file_name(index) for index in indices}
-    # Taken first: of a file that is replaced while it is read, the print is the old one, and it is labelled again.
+    # Before reading: if a file is replaced meanwhile, the journal has the old fingerprint, and it is labelled again.
     prints = take_prints(data.source.images, list(names.values()))
     for index in indices:
         if data.annotation_ids(index):
@@ -221,7 +221,7 @@ def _label_of(
     quality: float,
     candidates: int,
 ) -> Label:
-    """What the journal says of a mask: measured in the box and where the mask is, not in the whole image."""
+    """The journal's entry for a mask, measured in a window around box and mask instead of the whole image."""
     window = top, left, height, width = window_around(box, part, size)
     mask = part.within(top, left, (height, width))
     in_window = (box - torch.tensor([left, top] * 2)).numpy()
@@ -237,11 +237,11 @@ def _label_of(
 
 
 def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, Any]:
-    """Write what the journal has, beside and renamed: `labels.coco.json`, `labels.polygons.json` and `yolo/`.
+    """Write the labels of the journal to `labels.coco.json`, `labels.polygons.json` and `yolo/`, each replaced whole.
 
     Every annotation keeps its fields and gets `segmentation` with its `area`, `quality`, `candidates`, `checks` and
-    `doubts`; a drawn mask moves to `drawn_segmentation`. Boxes without a usable image get the box as mask, and quality
-    0; crowds stay.
+    `doubts`; a drawn mask moves to `drawn_segmentation`. Where the image cannot be used, the box becomes the mask, with
+    quality 0. Crowds stay as they are.
 
     Returns:
         Counts of what was written, for people.
@@ -249,7 +249,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     content = read_whole(data.source.annotations)
     labels = {label["id"]: label for label in _all_labels(journal)}
     sizes = image_sizes(content)
-    # Crowds are regions of many objects: no mask was asked for, and what was drawn stays.
+    # Without crowds, which are regions of many objects: they get no mask and keep what was drawn.
     objects = objects_of(content)
     for annotation in objects:
         label = labels.get(annotation["id"])
@@ -257,9 +257,9 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
             label = _box_label(annotation, sizes[annotation["image_id"]])
         _add_label(annotation, label)
     text = json.dumps(content)
-    # Without what a person rejected among these very labels, `yolo/` stays so.
+    # If a person has reviewed these very labels, `yolo/` lacks what was rejected, and has to stay like that.
     if not _is_reviewed(folder, text):
-        # The labels last, as they tell a later call that `yolo/` is theirs.
+        # The labels last: once they are there, `yolo/` is taken for theirs.
         write_yolo_beside(content, data.source.images, folder)
         write_atomic(folder / LABELS, text)
     # The same content once more, with polygons in the place of run lengths.
@@ -272,7 +272,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
 
 
 def _is_reviewed(folder: Path, text: str) -> bool:
-    """Whether the folder has decisions about these labels; logged is that it has some about others."""
+    """Whether the folder has a review of these very labels; warns if it has one of other labels."""
     labels = folder / LABELS
     if not (folder / REVIEWED).exists():
         return False
@@ -286,9 +286,9 @@ def _is_reviewed(folder: Path, text: str) -> bool:
 
 
 def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
-    """Replace `folder/yolo` (see `write_yolo`), written beside and renamed; there is none if names do not suit YOLO."""
-    for scratch_of_a_kill in folder.glob(".yolo-*"):
-        shutil.rmtree(scratch_of_a_kill, ignore_errors=True)
+    """Replace `folder/yolo` (see `write_yolo`) as a whole; it is left out if the names do not suit YOLO."""
+    for leftover in folder.glob(".yolo-*"):  # of a kill
+        shutil.rmtree(leftover, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=".yolo-") as scratch:
         try:
             write_yolo(content, images, Path(scratch) / "yolo")
@@ -303,14 +303,14 @@ def _add_label(annotation: Entry, label: Label) -> None:
     if annotation.get("segmentation"):
         annotation["drawn_segmentation"] = annotation["segmentation"]
     annotation.update({key: value for key, value in label.items() if key != "id"})
-    annotation["area"] = int(coco_mask.area(label["segmentation"]))  # not that of the box
+    annotation["area"] = int(coco_mask.area(label["segmentation"]))  # of the mask, not of the box
     annotation.setdefault("iscrowd", 0)
 
 
 def _box_label(annotation: Entry, size: Size) -> Label:
-    """The box as mask, of quality 0; empty if the box has no area."""
+    """The box as mask, with quality 0; empty if the box has no area."""
     x, y, width, height = annotation["bbox"]
-    # Boxes without an image were not checked: they may lie outside, or have sides that are no numbers.
+    # Boxes whose image could not be used were not checked: they may lie outside, or have sides that are not finite.
     corners = torch.tensor([[x, y, float(x) + width, float(y) + height]], dtype=torch.float64)
     box = clip_boxes_to_image(corners.nan_to_num(0, 0, 0).float(), size)[0]
     part = box_part(box, size)

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BOX_SPREAD = 0.11
-"""Standard deviation of a mask's IoU about its quality, within a set, as measured on the same."""
+"""Standard deviation, within a data set, of the IoU of masks around their quality."""
 SET_SPREAD = 0.03
-"""Standard deviation, over sets, of the mean quality less the mean IoU. Weights fitted to three of four sets were off
-by 0.013 on the fourth (root mean square, see `boxseg.label.quality`); more than twice that, as four sets are few."""
+"""Standard deviation, between data sets, of the difference between mean quality and mean IoU. Weights fitted to three
+of four sets were off by 0.013 on the fourth (root mean square, see `boxseg.label.quality`); this is more than twice
+that, because four sets are few."""
 NORMAL_90 = 1.645
 """Nine of ten draws of a normal distribution lie within this number of standard deviations."""
 
 
 @dataclass(frozen=True)
 class ExpectedIou:
-    """Expected mean IoU of masks, and an interval that holds it nine times of ten if the spreads above do."""
+    """Expected mean IoU of masks, with its 90 % interval, which is as good as the two spreads above."""
 
     mean: float
     low: float

@@ -1,4 +1,4 @@
-"""What a network and QAM say about known boxes: a close-up of each box, and its mirror image, are looked at."""
+"""What a network and QAM say about known boxes: they look at a close-up of each box and at its mirror image."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from boxseg.structures import Batch, Candidates, Sample
 from boxseg.teacher.candidates import pick_candidates
 
 UNKNOWN = -1
-"""Label of a box whose class the network does not know, or may be any."""
+"""Label of a box whose class the network does not know, or that may be of any class."""
 EVERYTHING = 2**20
 """More locations than a pyramid level has."""
 COLOR_WEIGHT = 1.0
-"""Least trust in the colours of each box: a training run may leave them out, but labels gain by them."""
+"""Least `qam.color_weight` for labels, which gain by colours even where the training run left them out."""
 CLOSE_UPS_AT_ONCE = {"cpu": 8, "cuda": 64}
 """Close-ups that the network looks at together, by kind of device."""
 LARGE, LARGEST = 0.85, 1.2
-"""A known box is shown at the first share of the largest size that a network was trained on, and up to the second one
-where the image has so many pixels of it: outlines gain by a closer look, but not by pixels that are made up."""
+"""A network that was trained on windows sees the longer side of a box as at least the first of these times the largest
+object size of its training. Larger boxes are seen pixel by pixel up to the second one: a closer look improves outlines
+as long as the image has the pixels for it."""
 ENLARGED = 1.5
-"""Networks that were trained on whole images see a known box larger than there."""
+"""A network that was trained on whole images sees boxes larger than in training by this factor."""
 CONTEXT = 1.75
-"""Side of a close-up, in longer sides of its box."""
+"""Side of a close-up, as a multiple of the longer side of its box."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class CloseUp:
 
     window: Window
     view: View
-    """With this box alone, clipped to the window."""
+    """Has this box alone, clipped to the window."""
     other: OtherMask | None = None
-    """One more candidate, where another tool has a mask for the box."""
+    """The mask of another tool for the box, which becomes one more candidate."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class SoftMask:
     soft: Tensor
     """Float (h, w) in [0, 1], on the pixels of the window, see `PseudoMasks`."""
     num_candidates: int
-    """Detections that were fused, of the close-up and its mirror image; 0 where nothing was found."""
+    """Detections in the close-up and in its mirror image that were fused; 0 where nothing was found."""
 
 
-def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
+def take_close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
     """The close-up of a box of a sample, at the scale that the network knows best; the box must have an area."""
     train = predictor.config.train
     size = (sample.image.shape[1], sample.image.shape[2])
@@ -83,13 +84,15 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
         largest = train.closest.object_size[1]
         wanted = min(max(LARGE * largest, longest), LARGEST * largest)
     else:
-        # The scale of its whole images, without the limit of their longer side: only a window is looked at.
+        # As if the whole image were scaled for evaluation, but without the limit of its longer side.
         short_side = round(ENLARGED * train.eval_short_side)
         whole = resized_shape(size, short_side=short_side, max_size=10**6)
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
-    # With less, the least window shows far more than the box, and all of it is worked on.
+    # With less, even the smallest window would show far more than the box, at the same cost.
     wanted = min(max(wanted, PADDED_TO / CONTEXT), MAX_ENLARGEMENT * longest)
-    side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO  # rounded up: no padding
+    side = (
+        max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
+    )  # rounded up, so that nothing is padded
     window = place_window(box, size, side=side, object_size=wanted)
     alone = replace(
         sample,
@@ -103,9 +106,9 @@ def close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
 
 @torch.no_grad()
 def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
-    """What the network says about each close-up; that depends on the close-up alone."""
+    """What the network says about each close-up, which does not depend on the other ones."""
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
-    # Close-ups of one size share a batch: others would be padded, which changes what the network says.
+    # Only close-ups of the same size share a batch: padding would change what the network says.
     by_size: dict[Size, list[int]] = {}
     for place, of_box in enumerate(close_ups):
         by_size.setdefault(padded_size(of_box.view), []).append(place)
@@ -119,7 +122,7 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
 
 
 def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[SoftMask]:
-    """The mean of what is seen in each close-up and in its mirror image, whose errors differ."""
+    """For each close-up, the mean of its map and that of its mirror image, as the errors of the two differ."""
     mirror_images = []
     for of_box in close_ups:
         mirror_images.append(replace(of_box, view=flip_view(of_box.view)))
@@ -127,7 +130,7 @@ def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[
     mirrored = _look(predictor, mirror_images)
     for here, there in zip(plain, mirrored, strict=True):
         looks = [here, replace(there, soft=there.soft.flip(1))]
-        # A look that found nothing would halve what the other one says.
+        # Averaging with the empty map of a look that found nothing would halve the other one.
         counted = [look for look in looks if look.num_candidates] or looks
         yield SoftMask(
             soft=torch.stack([look.soft for look in counted]).mean(dim=0),
@@ -139,7 +142,7 @@ def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
     views = [of_box.view for of_box in close_ups]
     batch = collate(views, divisor=PADDED_TO, device=predictor.device)
     soft_masks: list[SoftMask] = []
-    # The predictor splits what does not fit in memory, so this part may be some of the close-ups.
+    # The predictor splits a batch that does not fit in memory, so a part may have only some of the close-ups.
     for part, predictions in predictor.look(whole_images(batch)):
         of_part = [close_ups[tile.image] for tile in part.places]
         soft_masks.extend(_read_maps(predictor, of_part, part.batch, predictions))
@@ -149,7 +152,7 @@ def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
 def _read_maps(
     predictor: Predictor, close_ups: Sequence[CloseUp], batch: Batch, predictions: Any
 ) -> list[SoftMask]:
-    """Boxes for which the settings of the run find nothing go through the next attempt."""
+    """The map of each close-up; boxes for which one of the `attempts` finds nothing get the next one."""
     soft_masks = [SoftMask(torch.zeros(size), 0) for size in batch.sizes]
     for config in attempts(predictor.config):
         left = [
@@ -182,8 +185,8 @@ def _with_boxes_of(batch: Batch, places: Sequence[int]) -> Batch:
 
 
 def _join(candidates: Candidates, close_up: CloseUp, batch: Batch) -> Candidates:
-    """The candidates, and after them the mask of the other tool."""
-    # A box may have no area left once it was clipped to its window.
+    """The candidates, followed by the mask of the other tool, if there is one."""
+    # A box that was clipped to its window may have no area left.
     if close_up.other is None or not close_up.view.boxes.numel():
         return candidates
     other, window, view = close_up.other, close_up.window, close_up.view
@@ -211,11 +214,11 @@ def _append(values: Tensor, value: float) -> Tensor:
 
 def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
     """Settings to find candidates with, strictest first."""
-    # Fused maps, not masks, are what the outline is found from, so they stay coarse and weighted.
+    # The outline is found from fused maps, not from masks, so weighted maps on coarse cells are what is needed.
     always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
     color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
     own = config.qam.model_copy(update=always | {"color_weight": color_weight})
-    # QAM also for runs that were trained as BoxTeacher: it ranks all detections of a box, not one after NMS.
+    # Also for runs that were trained as BoxTeacher: QAM ranks all detections of a box, not the one that NMS leaves.
     teacher = config.teacher.model_copy(update={"with_nms": False})
     yield config.model_copy(update={"qam": own, "teacher": teacher})
 

@@ -1,4 +1,4 @@
-"""From what a network says about a known box, its colours and its edges to one mask and the IoU to expect of it."""
+"""Joins what a network says about a known box with colours and edges to one mask, and the IoU to expect of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from boxseg.ops.pixels import (
 )
 
 WORK_SIDE = 96
-"""What the longer side of a box is scaled to [px], if that is not too much of an enlargement."""
+"""The longer side of a box is scaled to this [px], but enlarged by no more than `MAX_ENLARGEMENT`."""
 ROUNDS = 6
 """How often colours and probabilities are computed in turn."""
 COLOR = 0.8
@@ -36,22 +36,22 @@ COLOR = 0.8
 RARE = 0.02
 """Added to the shares of each colour, so that a colour that was seen once or never says little."""
 SMOOTHING = 0.7
-"""Weight of each neighbour, in logits: 1 for one of the same colour at a distance of one pixel."""
+"""Logits by which a neighbour of the same colour, one pixel away, pulls at most; others pull less."""
 MIDDLE = 2.5
-"""Logit that the middle of a box would be ahead of its inscribed ellipse, rose it all the way."""
+"""Slope of the prior of place: logits for all the way from the inscribed ellipse of a box to its middle."""
 PLATEAU = 0.3
-"""It rises no more from this share of the way on: holes are in the middle."""
+"""The prior stops rising after this share of that way, because holes are in the middle."""
 CORNER = 5.0
-"""Logit that a side of a box is behind a pixel in four fifths of the way to it, beside what `MIDDLE` says."""
+"""Slope at which the prior falls over the last fifth of the way from middle to side, in logits for all the way."""
 NETWORK = 1.0
 """Factor of the network's logits."""
 CUT = 3.0
 """Logit of GrabCut's mask where it can be trusted fully."""
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
-"""Trust in GrabCut's mask rises from none to full with these, see `Cut`."""
+"""Trust in GrabCut's mask is none below the first value of each, and full above the second of both; see `Cut`."""
 REACHED = 0.85
-"""Probability that a row or column of a box has at one pixel at least: boxes are tight."""
+"""Every row and column of a box gets a pixel of at least this probability, as boxes are tight."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class Outline:
     mask: BoolArray
     """(h, w), pixels of the picture whose middle lies in the box; empty only for a box without area."""
     quality: float
-    """Expected IoU with a mask drawn by hand, in [0, 1]; 0 for a box without area, and where the box is the mask for
-    want of another."""
+    """Expected IoU with a mask drawn by hand, in [0, 1]; 0 for a box without area, and where no mask was found and the
+    box takes its place."""
     is_clean: bool
     """Whether colours alone made the mask, see `boxseg.label.cut`."""
     measures: dict[str, float]
-    """What the quality was told from, see `boxseg.label.quality`."""
+    """What the quality was computed from, see `boxseg.label.quality`."""
 
 
 def find_outline(
@@ -83,7 +83,7 @@ def find_outline(
     ```
 
     Args:
-        image: uint8 (3, h, w), RGB; the window around the box, with what is around the box wherever the image has it.
+        image: uint8 (3, h, w), RGB; a window of the image with the box and what is around it.
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
         others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not; the quality depends
@@ -100,7 +100,7 @@ def find_outline(
     picture = np.ascontiguousarray(image.transpose(1, 2, 0))  # as OpenCV wants it
     cut = cut_by_colors(picture, box)
 
-    # All else is found at one size of the box, so that costs and weights do not depend on the resolution.
+    # Everything else is computed with the box at one size, so that time and weights do not depend on the resolution.
     side = float(max(box[2] - box[0], box[3] - box[1]))
     scale = min(WORK_SIDE / side, MAX_ENLARGEMENT)
     work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
@@ -115,7 +115,7 @@ def find_outline(
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
     mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
-    if not mask.any():  # nothing can be told, so the box is the mask, of quality 0
+    if not mask.any():  # nothing was found, so the box is the mask, with quality 0
         return Outline(inside, 0.0, False, {})
     measures = measure(mask, evidence, work_box, soft=network, others=work_others)
     quality = expect_iou(measures, with_network=soft is not None)
@@ -145,28 +145,28 @@ def _check(
 def _weigh(
     lab: FloatArray, color: ColorArray, box: FloatArray, soft: FloatArray | None, cut: Cut
 ) -> Evidence:
-    """Place in the box, network, colours and edges together."""
+    """Weigh place in the box, GrabCut's mask, network, colours and edges against each other."""
     inside = pixels_of_box(box, color.shape)
-    # All evidence that stays is summed up in logits once; what depends on the result comes in rounds.
+    # Evidence that does not depend on the result is added up once, in logits.
     prior = _prior_of_place(box, color.shape)
     cut_mask = resize(cut.mask.astype(np.float32), color.shape)
     prior += CUT * _trust(cut) * (2 * cut_mask - 1)
     if soft is not None:
         prior += NETWORK * _logit(_reach_the_sides(soft, inside))
     weights = _neighbour_weights(lab)
-    # The colours of object and surroundings are known from the mask, and the mask from the colours: so in turn.
+    # Colours and neighbours are weighed by the mask that they help to find, so they are computed in turn with it.
     probs = _sigmoid(prior) * inside
     for _ in range(ROUNDS):
-        ratio = _color_ratio(color, probs, inside)
+        ratio = _color_ratio(color, probs)
         pull = SMOOTHING * _sum_of_neighbours(2 * probs - 1, weights)
         probs = _sigmoid(prior + COLOR * ratio[color] + pull) * inside
-    told_by_color = _color_ratio(color, probs, inside)[color]
-    lone = _sigmoid(prior + COLOR * told_by_color) * inside
-    return Evidence(settled=probs, lone=lone, by_color=told_by_color > 0)
+    final_ratio = _color_ratio(color, probs)[color]
+    lone = _sigmoid(prior + COLOR * final_ratio) * inside
+    return Evidence(settled=probs, lone=lone, by_color=final_ratio > 0)
 
 
 def _neighbour_weights(lab: FloatArray) -> list[FloatArray]:
-    """For each of `STEPS`, how much two neighbours pull at one another: more where their colours are alike."""
+    """For each of `STEPS`, how strongly two neighbours pull at each other: more where their colours are alike."""
     squares = [squared_steps(lab, step) for step in STEPS]
     total = sum(square.sum() for square in squares)
     count = sum(square.size for square in squares)
@@ -189,22 +189,22 @@ def _trust(cut: Cut) -> float:
 def _prior_of_place(box: FloatArray, size: Size) -> FloatArray:
     """Logit (h, w) of each place in a box: objects are in the middle and seldom in the corners."""
     # below 0 outside the ellipse
-    ahead = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
+    hill = MIDDLE * np.minimum(1 - box_distance(box, size), PLATEAU)
     across, down = box_ways(box, size)
-    return ahead - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
+    return hill - CORNER * np.maximum(np.maximum(across, down) - 0.8, 0)
 
 
 def _reach_the_sides(probs: FloatArray, inside: BoolArray) -> FloatArray:
-    """Probabilities with every row and column of the box raised so far that the object has a pixel in it."""
+    """Raise probabilities until each row and column of the box has a pixel of probability `REACHED`."""
     logits = np.where(inside, _logit(probs), -np.inf)
-    goal = np.log(REACHED / (1 - REACHED))  # for the best pixel of each row and column
+    goal = np.log(REACHED / (1 - REACHED))
     of_rows = np.maximum(goal - logits.max(axis=1), 0)
     of_columns = np.maximum(goal - logits.max(axis=0), 0)
     gains = np.maximum(of_rows[:, None], of_columns[None])
     return _sigmoid(_logit(probs) + np.where(inside, gains, 0)) * inside
 
 
-def _color_ratio(color: ColorArray, probs: FloatArray, inside: BoolArray) -> FloatArray:
+def _color_ratio(color: ColorArray, probs: FloatArray) -> FloatArray:
     """Log ratio (colours,) of how much of the object, and of everything else in the window, has each colour."""
     of_object = np.bincount(color.ravel(), probs.ravel())
     of_rest = np.bincount(color.ravel(), 1 - probs.ravel())
@@ -219,14 +219,14 @@ def _sum_of_neighbours(values: FloatArray, weights: list[FloatArray]) -> FloatAr
     for step, weight in zip(STEPS, weights, strict=True):
         one, other = pair_neighbours(values, step)
         to_one, to_other = pair_neighbours(total, step)
-        # Views of the total: each pixel gets from the neighbour on either side.
+        # Views of the total: the two neighbours of each pair add to each other's sum.
         to_one += weight * other
         to_other += weight * one
     return total
 
 
 def _logit(probs: FloatArray) -> FloatArray:
-    clipped = probs.clip(0.001, 0.999)  # no evidence alone decides
+    clipped = probs.clip(0.001, 0.999)  # so that no single piece of evidence decides
     return np.log(clipped / (1 - clipped))
 
 

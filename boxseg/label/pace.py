@@ -1,4 +1,4 @@
-"""How long an update takes here, found out by doing a few."""
+"""Measures how long an update takes on this machine, by doing a few."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from boxseg.config.method import BoxSegConfig
 from boxseg.engine.train import optimise
 
 UNMEASURED = 1
-"""First updates, which allocate and compile."""
+"""The first updates do not count, as they allocate memory and compile."""
 MEASURED = 6
-"""The fastest of these counts: other programs on the machine come and go."""
+"""Updates that are measured; the fastest counts, because other programs may slow some of them down."""
 FEWEST = 2
-"""Of these there are so many at least: one alone may have met a moment when others had the machine."""
+"""Updates that are measured even where they take long: a single one may have been slowed down."""
 LIMIT_S = 20.0
-"""Beyond this no more than these few are measured."""
+"""After this time, measuring ends with the fewest updates [s]."""
 LATER = 1.25
-"""The mean update of a run takes this factor longer: at first the teacher finds no candidates to fuse."""
+"""The mean update of a whole run takes longer by this factor: at first the teacher finds no candidates to fuse."""
 
 
 def time_update(
     config: BoxSegConfig, *, data_root: Path, device: str = "cpu", threads: int = 1
 ) -> float:
-    """Seconds that an update of a run should take, reading included; nothing is written.
+    """Seconds that an update of a run should take, reading images included; nothing is written.
 
     Args:
-        config: All settings; the networks begin as those of a run do.
+        config: All settings of the run.
         data_root: Where the generated data set lives, if it is used.
         device: As torch names it.
         threads: CPU threads of torch in this process, from now on.

@@ -1,4 +1,4 @@
-"""Masks of known boxes in the windows around them: what is measured of a mask, without a frame of the image."""
+"""Measures masks of known boxes in windows around them, so that no mask as large as the image is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def box_part(box: Tensor, size: Size) -> MaskPart:
 
 
 def window_around(box: Tensor, part: MaskPart | None, size: Size) -> Rectangle:
-    """What a box (4,) and a mask cover of an image of (height, width); one pixel at least."""
+    """The rectangle of an image (height, width) that holds a box (4,) and a mask; at least one pixel."""
     x1, y1, x2, y2 = box.tolist()
     left, top = math.floor(x1), math.floor(y1)
     right, bottom = math.ceil(x2), math.ceil(y2)
@@ -41,7 +41,7 @@ def window_around(box: Tensor, part: MaskPart | None, size: Size) -> Rectangle:
 
 
 def _clip(start: int, end: int, length: int) -> tuple[int, int]:
-    """A piece of a line of pixels, moved and cut until it lies on the line; one pixel at least."""
+    """Start and end of a stretch of pixels, cut to 0 … length; at least one pixel."""
     start = min(max(start, 0), length - 1)
     return start, min(max(end, start + 1), length)
 
@@ -54,6 +54,6 @@ def inside_window(box: Tensor, window: Rectangle) -> Mask:
 
 
 def box_fits(parts: Sequence[MaskPart], boxes: Tensor) -> Tensor:
-    """IoU (N,) of each mask's own box with the given one: 1 for a mask that touches all four sides from inside."""
+    """IoU (N,) of each mask's bounding box with the given box: 1 for a mask inside that touches all four sides."""
     bounds = torch.tensor([part.bounds() for part in parts], dtype=torch.float32)
     return box_iou(bounds.reshape(-1, 4), boxes).diagonal().clone()

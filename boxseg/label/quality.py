@@ -1,4 +1,4 @@
-"""How good the mask of a known box probably is: measures that need no drawn mask, and the IoU to expect by them."""
+"""How good the mask of a known box probably is: measures that need no drawn mask, and the IoU that they predict."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ WITHOUT_NETWORK = {
     "crowd": 0.515,
     "among": -0.57,
 }
-"""Weights of `measure`'s measures, `always` added: least squares (ridge) over drawn masks of 912 boxes, photographs of
-animals, pedestrians and COCO, and nuclei, each set with the same weight, five networks that had not seen these images.
-On a set that was left out, the mean absolute error was 0.05 to 0.11, the mean was off by 0.02 at most, and masks below
-an IoU of 0.7 were told with an AUROC of 0.77 to 0.97. Without a network, 779 boxes: 0.07 to 0.12, 0.03, and 0.76 to
-0.93. `python -m benchmarks --only quality` fits them."""
+"""Weights of the measures that `measure` gives, and a constant, `always`. They were fitted by least squares (ridge) to
+drawn masks of 912 boxes: photographs of animals, pedestrians and COCO, and nuclei, each set with the same weight, with
+five networks that had not seen these images. On a set that was left out, the mean absolute error was 0.05 to 0.11, the
+mean was off by 0.02 at most, and masks below an IoU of 0.7 were found with an AUROC of 0.77 to 0.97. Without a network,
+on 779 boxes: 0.07 to 0.12, 0.03, and 0.76 to 0.93. `python -m benchmarks --only quality` fits them."""
 CLEAN_BASE, CLEAN_SLOPE, CLEAN_MOST = 0.86, 1.1, 0.98
-"""IoU to expect of a clean cut: the first, and so much more for each separation above the least. Clean cuts of
+"""IoU to expect of a clean cut: the base at the least separation, rising with the slope, up to the most. Clean cuts of
 photographs had a mean IoU of 0.86 at a separation of 0.9, of nuclei 0.93 at 0.95, of generated pictures 1 at 0.99."""
 RAGGED, GAPPY, DOUBTFUL = 2.2, 0.8, 0.8
-"""Masks with a longer outline, or with a worse fit to their box, are never expected to be better than the last."""
+"""A mask that is more `ragged` than the first, or whose `fit` is less than the second, is expected to have an IoU of no
+more than the third."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Evidence:
     """What is known about each pixel (h, w) of the picture around a box."""
 
     settled: FloatArray
-    """Probability to be of the object; 0 outside the box."""
+    """Probability of belonging to the object; 0 outside the box."""
     lone: FloatArray
-    """The same before its neighbours are heard."""
+    """The same without the pull of its neighbours."""
     by_color: BoolArray
-    """Whether its colour speaks for the object."""
+    """Whether its colour is more frequent in the object than elsewhere."""
 
 
 def measure(
@@ -85,12 +86,13 @@ def measure(
         others: Float (M, 4), the other known boxes of the picture, pixels of the maps.
 
     Returns:
-        `certainty`: how far the lone probabilities in the box are from a half; `colors`: share of the box where colours
-        agree with the mask; `fit`: IoU of the box and that of the settled map at a half; `ragged`: log of the squared
-        length of the outline over the area, 0 for a square; `fill`: share of the box; `oval`: IoU with the ellipse in
-        the box; `whole`: share of the largest piece; `crowd`: share of the box that lies in other boxes; `among`: the
-        same of the mask, which is more than that where it took an object beside for its own; with a network `beyond`:
-        the most that its map says outside the box.
+        `certainty`: how far the lone probabilities in the box are from 0.5 (0 at 0.5, 1 at 0 and 1); `colors`: share of
+        the box where colours agree with the mask; `fit`: IoU of the box with the bounding box of the settled map at
+        0.5; `ragged`: log of the squared length of the outline over the area, 0 for a square; `fill`: share of the box
+        that the mask covers; `oval`: IoU with the ellipse in the box; `whole`: share of the mask in its largest piece;
+        `crowd`: share of the box that lies in other boxes; `among`: share of the mask that does, which exceeds `crowd`
+        if the mask takes in a neighbouring object; with a network `beyond`: the largest value of its map outside the
+        box.
     """
     size = evidence.settled.shape
     inside = pixels_of_box(box, size)
@@ -103,7 +105,7 @@ def measure(
     piece_areas = np.bincount(ndimage.label(on_maps)[0].ravel())[1:]  # without the background
     oval = inside & (box_distance(box, size) <= 1)
     in_others = np.zeros(size, dtype=np.bool_)
-    # Of thousands of boxes in a picture, few are here.
+    # First sort out boxes that do not overlap this one, which are most of the thousands that a picture may have.
     begins_before = (others[:, :2] < box[2:]).all(axis=1)
     ends_behind = (others[:, 2:] > box[:2]).all(axis=1)
     for other in others[begins_before & ends_behind]:
@@ -125,13 +127,13 @@ def measure(
 
 
 def expect_iou(measures: dict[str, float], *, with_network: bool) -> float:
-    """IoU to expect of a mask with these measures: a straight line through what is known of drawn masks."""
-    line = WITH_NETWORK if with_network else WITHOUT_NETWORK
-    expected = line["always"] + sum(line[name] * value for name, value in measures.items())
-    # A straight line would let other measures make up for either.
+    """IoU to expect of a mask with these measures: their weighted sum, kept in [0, 1]."""
+    weights = WITH_NETWORK if with_network else WITHOUT_NETWORK
+    expected = weights["always"] + sum(weights[name] * value for name, value in measures.items())
+    # In a sum, other measures could make up for these two.
     if measures["ragged"] > RAGGED or measures["fit"] < GAPPY:
         expected = min(expected, DOUBTFUL)
-    return float(np.clip(expected, 0, 1))  # a line has no bounds
+    return float(np.clip(expected, 0, 1))
 
 
 def expect_iou_of_clean(cut: Cut) -> float:

@@ -1,4 +1,4 @@
-"""A static page to look through labels, doubtful ones first, and the decisions that come back from it."""
+"""A static page to look through labels, doubtful ones first, and how the decisions made there are applied."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
         images: Folder of the images.
 
     Yields:
-        Each image file that is done; the page is there when all are.
+        Each image file once its crops are written; the page is written after the last one.
     """
     content = read_whole(labels / LABELS)
     names = {category["id"]: category["name"] for category in content["categories"]}
@@ -63,7 +63,7 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
     cards.sort(key=lambda card: (card["quality"], card["id"]))  # doubtful ones first
     template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
     about = {"stamp": stamp_of(labels), "cards": cards, "images": wholes}
-    # No name of a class or file may end the script that the data are in.
+    # Without "<", no name of a class or file can end the script element that the data are in.
     data = json.dumps(about, separators=(",", ":")).replace("<", "\\u003c")
     write_atomic(folder / PAGE, template.replace(DATA_MARK, data))
 
@@ -100,11 +100,11 @@ def stamp_of(labels: Path) -> str:
 
 
 def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, int]:
-    """Write `labels.reviewed.json` and `yolo/` again: rejected annotations keep their box but lose their mask.
+    """Write `labels.reviewed.json`, and `yolo/` again: rejected annotations keep their box but lose their mask.
 
     Args:
         labels: Folder with `labels.coco.json`.
-        decisions: JSON that the page gave: annotation id -> accept or reject, with the stamp of the labels.
+        decisions: JSON file downloaded from the page: annotation id -> accept or reject, with the stamp of the labels.
         images: Folder of the images.
 
     Returns:
@@ -122,10 +122,10 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         decision = decided.get(annotation["id"])
         if decision is not None:
             annotation["review"] = decision
-        if decision == "reject":  # the box is still right: another mask may be made for it
+        if decision == "reject":  # the box stays, so that another mask can be made for it
             annotation.pop("segmentation", None)
             annotation["area"] = object_area(annotation, None)
-    # The decisions last, as they tell `boxseg label` that `yolo/` follows them.
+    # The reviewed labels last: once they are there, `boxseg label` takes `yolo/` for reviewed.
     write_yolo_beside(content, images, labels)
     write_atomic(labels / REVIEWED, json.dumps(content))
     with_mask = sum(entry.get("quality") is not None for entry in content["annotations"])
@@ -154,7 +154,7 @@ def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
 
 
 def _require_stamp(stamp: Any, expected: str, path: Path) -> None:
-    """Ids are the same in other labels, so decisions without a stamp could be about those as well."""
+    """Refuse decisions about other labels: ids alone do not tell, as other labels have the same ones."""
     if stamp is None:
         raise DataError(
             f"{path}: does not tell which labels it is about; the stamp of these is {expected!r} "

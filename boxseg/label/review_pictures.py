@@ -1,4 +1,4 @@
-"""What the review page shows of a mask: a crop of the picture, outlines as corners, and the whole picture as a file."""
+"""What the review page shows of a mask: a crop of the picture, the outline as polygons, and the whole picture."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ TILE = 240
 WHOLE = 1600
 """Longest side of a copy of a whole picture [px]."""
 FINE = 200
-"""Masks whose sides are shorter have outlines finer than a pixel, as these run through the middle of pixels."""
+"""Masks with shorter sides are enlarged before their outline is found: OpenCV's outline runs through the middle of the
+border pixels, which would make small masks visibly smaller."""
 CORNERS = 300
-"""Outlines are true to this part of the longer side of a mask."""
+"""Corners of an outline are left out as long as it moves by less than the longer side of its mask over this."""
 BROWSER_FORMATS = frozenset(("BMP", "GIF", "JPEG", "PNG", "WEBP"))
 """Formats of PIL that every browser shows."""
 

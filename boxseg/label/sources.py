@@ -25,9 +25,9 @@ from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
 MATCH_IOU = 0.5
-"""A mask of a file belongs to a box that its own overlaps by this much."""
+"""A mask of a file belongs to a box if the IoU of the two boxes is at least this."""
 LARGEST_QUALITY = 2.0
-"""Networks that estimate an IoU sometimes give a little more than 1; per cents are larger."""
+"""A quality of a file above this must be a percentage; estimates of an IoU may be a little above 1."""
 Source = Callable[[Sample, Sequence[int]], BoxLabels]
 """An image with its boxes, and the ids of their annotations -> a mask for each."""
 
@@ -36,7 +36,7 @@ BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[BoxLab
 
 
 def one_by_one(source: Source) -> BatchSource:
-    """A source that takes several images, one after the other."""
+    """A source for several images that asks `source` for one after the other."""
     return lambda items: [source(*item) for item in items]
 
 
@@ -70,23 +70,24 @@ def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
 
 
 def from_file(file: MaskFile, data: CocoBoxes) -> Source:
-    """Masks that another tool made, each for one box at most: of its class if there is one, the best fit first.
+    """Masks that another tool made, each for one box at most: matched by class, overlap of the boxes, and id.
+
+    The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks may reach beyond their
+    box.
 
     Args:
-        file: The masks. The images are those of the same file name, or of the same id.
-        data: What is labelled.
-
-    The quality is the file's `quality` or `score`, or else how well the mask fits its box. Masks are not cut.
+        file: The masks; its images are matched to those of the data by file name, or else by id.
+        data: Images and boxes that are labelled.
 
     Raises:
-        DataError: none of its masks is for an image of the data, or their quality is no share.
+        DataError: none of its masks is for an image of the data, or their quality is not in 0 … 1.
     """
     path, masks_of = file.path, match_masks(file, data)
     largest = max(_stated_quality(entry) or 0 for entry in itertools.chain(*masks_of.values()))
     if largest > LARGEST_QUALITY:
         raise DataError(
             f"{path}: an entry has quality or score {largest:g}; a quality is a share from 0 to 1 "
-            "(divide per cents by 100)"
+            "(divide percentages by 100)"
         )
 
     def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
@@ -119,10 +120,11 @@ def _stated_quality(entry: Entry) -> float | None:
 def _pair(
     iou: Tensor, labels: Tensor, annotation_ids: Sequence[int], entries: list[Entry]
 ) -> list[Entry | None]:
-    """For each box its entry, or None: the best pairs first, no entry twice.
+    """For each box its entry, or None; no entry serves two boxes.
 
-    Pairs overlap by half. Those of one class come first, then those that overlap most. An annotation id that both have
-    decides between overlaps that are about the same, as it may be the same by chance.
+    The boxes of a pair have an IoU of `MATCH_IOU` at least. Pairs of one class are formed first, then those that
+    overlap most. Having the same annotation id only decides between overlaps that are about equal, as ids may agree by
+    chance.
     """
     pairs = []
     for row, column in (iou >= MATCH_IOU).nonzero().tolist():

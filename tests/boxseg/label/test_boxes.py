@@ -217,7 +217,7 @@ def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, closer, sho
     boxes = torch.tensor([[300.0, 300, 300 + side, 320]])
     image = torch.zeros(3, 1000, 1000, dtype=torch.uint8)
     sample = Sample(image, boxes, torch.tensor([0]), image_id=1, original_size=(1000, 1000))
-    window = label_maps.close_up(predictor, sample, 0).window
+    window = label_maps.take_close_up(predictor, sample, 0).window
     assert side * window.size[1] / window.width == pytest.approx(shown, rel=0.01)
 
 
@@ -236,5 +236,5 @@ def test_a_close_up_shows_not_much_more_than_the_box_however_large_the_picture(p
     image = torch.zeros((3, 1500, 2000), dtype=torch.uint8)
     box = torch.tensor([[800.0, 700, 820, 712]])
     sample = Sample(image, box, torch.tensor([0]), image_id=1, original_size=(1500, 2000))
-    window = label_maps.close_up(predictor, sample, 0).window
+    window = label_maps.take_close_up(predictor, sample, 0).window
     assert max(window.width, window.height) == 20 * label_maps.CONTEXT

@@ -297,7 +297,7 @@ def test_a_mask_of_a_file_is_that_of_one_box(tmp_path, boxes, masks, expected):
 def test_per_cents_in_the_place_of_a_quality_are_refused(data, tmp_path):
     first = read(data.source.annotations)["annotations"][0]
     (tmp_path / "results.json").write_text(json.dumps([first | {"score": 85}]))
-    with pytest.raises(DataError, match=r"score 85; .*divide per cents by 100"):
+    with pytest.raises(DataError, match=r"score 85; .*divide percentages by 100"):
         label_sources.from_file(MaskFile.read(tmp_path / "results.json"), data)
 
 
