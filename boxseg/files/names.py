@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 INSIDE_RULE = "file names are relative to the image folder and stay inside"
 OWN_FOLDERS = {
-    "labels.jsonl": ("review", "yolo"),
-    "predictions.coco.json": ("overlays",),
-    "metrics.jsonl": ("evaluation", "samples"),
-    "mlflow.db": ("mlartifacts",),
+    ("labels.jsonl", ".lock"): ("review", "yolo"),
+    ("predictions.coco.json",): ("overlays",),
+    ("metrics.jsonl", "status.json"): ("evaluation", "samples"),
+    ("mlflow.db",): ("mlartifacts",),
 }
-"""A file that boxseg writes -> the folders beside it that have pictures of its own, and links to those of others."""
+"""Files that nobody else has side by side -> the folders beside them that have pictures of boxseg's own, and links to
+those of others."""
 
 
 def is_json(name: str | os.PathLike[str]) -> bool:
@@ -147,7 +148,9 @@ def names_below(folder: str | os.PathLike[str]) -> list[str]:
             below.clear()
             continue
         seen.add(place)
-        own = set(itertools.chain(*(OWN_FOLDERS.get(file, ()) for file in files)))
+        here = set(files)
+        drawn = [folders for signs, folders in OWN_FOLDERS.items() if here.issuperset(signs)]
+        own = set(itertools.chain(*drawn))
         below[:] = [name for name in below if not name.startswith(".") and name not in own]
         for file in files:
             if file.startswith("._"):

@@ -72,7 +72,7 @@ class Deployed(nn.Module):
 
 
 def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, Any]:
-    """Write a network to `path`, and what is needed to use it to `path` with the ending `.json`; check the file.
+    """Write a network to `path`, and what is needed to use it beside, as in `model.onnx.json`; check the file.
 
     Args:
         predictor: A trained CondInst.
@@ -84,8 +84,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         What the JSON file holds: classes, mean colour, sizes, and of the check `difference` and seconds per image.
 
     Raises:
-        ConfigError: the network is another one, or not for ONNX, a package is missing, or `path` is the name of the
-            JSON file.
+        ConfigError: the network is another one, or not for ONNX, or a package is missing.
         BoxSegError: the file would not do what the network does; nothing is written.
         StorageError: the disk is full, read-only or gone; what was there before is untouched.
     """
@@ -98,10 +97,6 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         raise ConfigError(
             f"{predictor.folder}: ONNX cannot express how {predictor.config.model.backbone} resizes images and "
             "positions; use --format torchscript"
-        )
-    if path.suffix == ".json":
-        raise ConfigError(
-            f"--output {path}: the ending .json is for what describes the model; choose another for the file"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     network: Any = predictor.network.cpu().eval()
@@ -124,7 +119,8 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         )
     # From memory: libraries that write it themselves may abort on a full disk.
     write_atomic(path, content)
-    write_atomic(path.with_suffix(".json"), json.dumps(about, indent=1))
+    # Named after the whole name: a model.pt beside model.onnx may be of another run.
+    write_atomic(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1))
     return about
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
@@ -19,6 +21,7 @@ from boxseg.drawing import label
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import encode_detections
 from boxseg.evaluation.panels import COLOURS, OPACITY
+from boxseg.files.reading import UnreadableError, read_picture
 from boxseg.files.writing import write_atomic
 from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import Predictor, as_image, in_batches
@@ -26,6 +29,8 @@ from boxseg.structures import Detections
 
 STEM_BYTES = 200
 """Of the name of an image, in that of its picture."""
+DRAWN_BY = "boxseg predict"
+"""What a picture of ours says of itself, so that a later call knows it."""
 FAST = 1
 """Compression of PNG that takes a quarter of the time of the usual one, for files a fifth larger."""
 
@@ -78,7 +83,7 @@ def predict_files(
             certain = next(detections).from_score(min_score)
             if overlays is not None:
                 names = [predictor.class_names[label] for label in certain.labels.tolist()]
-                path = overlays / _overlay_name(picture, image_id)
+                path = overlays / overlay_name(picture.file, image_id)
                 draw_overlay(picture.pixels, certain, names, path)
             annotations = coco_annotations(
                 certain, predictor.category_ids, image_id=image_id, first_id=annotation_id
@@ -94,10 +99,20 @@ def _num_pixels(picture: Picture) -> int:
     return picture.pixels[0].numel() if isinstance(picture.pixels, Tensor) else 0
 
 
-def _overlay_name(picture: Picture, image_id: int) -> str:
+def overlay_name(file: Path, image_id: int) -> str:
+    """Name of the picture of an image file's detections."""
     # Cut in bytes: file systems limit those of a name, and one letter may take four.
-    stem = os.fsdecode(os.fsencode(picture.file.stem)[:STEM_BYTES])
+    stem = os.fsdecode(os.fsencode(file.stem)[:STEM_BYTES])
     return f"{image_id:06d}-{stem}.png"
+
+
+def remove_earlier(overlays: Path, kept: Collection[str]) -> None:
+    """Remove the pictures of earlier calls from their folder, except those of these names; other files stay."""
+    for path in overlays.glob("*.png"):
+        with contextlib.suppress(UnreadableError):
+            is_ours = read_picture(path, lambda picture: picture.info.get("Software") == DRAWN_BY)
+            if is_ours and path.name not in kept:
+                path.unlink()
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -144,8 +159,10 @@ def draw_overlay(image: Tensor, detections: Detections, names: Sequence[str], pa
             picture, detections.boxes.cpu(), labels=captions, colors=colours
         )
     drawn = io.BytesIO()  # whole, then written at once: a kill leaves no half picture
+    about = PngInfo()
+    about.add_text("Software", DRAWN_BY)
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
-        drawn, format="png", compress_level=FAST
+        drawn, format="png", compress_level=FAST, pnginfo=about
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, drawn.getvalue(), durable=False)

@@ -194,7 +194,7 @@ def import_(
         )
     require_objects(splits, source)
     for name, split in splits.items():
-        _tell_odd_boxes(output / f"{name}.json", split.content)
+        _tell_odd_boxes(source, output / f"{name}.json", split.content)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
         for split in splits.values():
@@ -211,7 +211,7 @@ def import_(
     )
 
 
-def _tell_odd_boxes(path: Path, content: dict[str, Any]) -> None:
+def _tell_odd_boxes(source: Path, path: Path, content: dict[str, Any]) -> None:
     """Tell of odd boxes in a file that is to be written.
 
     Raises:
@@ -223,7 +223,8 @@ def _tell_odd_boxes(path: Path, content: dict[str, Any]) -> None:
     from orchestration.planning.label_input import tell_faults
 
     faults = itertools.chain(box_faults(path, content), annotation_faults(path, content))
-    tell_faults(path, first_of_each_kind(faults), of=len(content["annotations"]))
+    of = len(content["annotations"])
+    tell_faults(path, first_of_each_kind(faults), of=of, source=source)
 
 
 @app.command()

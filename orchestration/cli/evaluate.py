@@ -131,8 +131,8 @@ def predict(
 ) -> None:
     """Find objects in images: boxes, masks and scores as COCO JSON, and pictures of them.
 
-    Writes predictions.coco.json and overlays/ to --output; --json prints the former. Damaged files are named and
-    skipped.
+    Writes predictions.coco.json and overlays/ to --output, in the place of those of an earlier call; --json prints the
+    former. Damaged files are named and skipped.
     """
     from boxseg.coco.picture_checks import tell_turned
     from boxseg.files.images import find_image_files, tell_paged
@@ -146,7 +146,13 @@ def predict(
     for warning in filter(None, (tell_paged(paths), tell_turned(paths))):
         say(f"warning: {warning}")
 
-    from boxseg.predict.files import join_coco, predict_files, read_pictures
+    from boxseg.predict.files import (
+        join_coco,
+        overlay_name,
+        predict_files,
+        read_pictures,
+        remove_earlier,
+    )
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
@@ -172,6 +178,8 @@ def predict(
     content = join_coco(predictor, parts)
     path = output / "predictions.coco.json"
     write_atomic(path, json.dumps(content))
+    drawn = {overlay_name(Path(part["image"]["file_name"]), part["image"]["id"]) for part in parts}
+    remove_earlier(output / "overlays", drawn if overlays else ())
     if as_json:
         print_json(content)
     else:

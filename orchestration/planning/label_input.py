@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from boxseg.coco.checks import check_entries, read_well_formed
@@ -57,23 +58,28 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     return [category["name"] for category in categories]
 
 
-def tell_faults(path: Path, faults: list[Fault], *, of: int) -> None:
+def tell_faults(path: Path, faults: list[Fault], *, of: int, source: Path | None = None) -> None:
     """Log what is wrong with the entries of an annotation file, if most of them can be used.
 
     Args:
         path: The file.
         faults: The first of each kind.
         of: How many annotations there are.
+        source: What is named instead where the file is refused, as it is then never written.
 
     Raises:
         DataError: a fault is of the file as a whole, as boxes in another notation are, or most annotations have one.
     """
+    is_of_all = any(fault.fatal and fault.annotation_id is None for fault in faults)
+    unusable = count_faults(faults, fatal=True)
+    are_most_wrong = 2 * unusable > of  # the others are hardly right either
+    if source is not None and (is_of_all or are_most_wrong):
+        path, faults = source, [replace(fault, file=source) for fault in faults]
     for fault in faults:
         if fault.fatal and fault.annotation_id is None:
             raise DataError(str(fault))
         logger.warning("%s%s", fault, f" … and {fault.more} more" if fault.more else "")
-    unusable = count_faults(faults, fatal=True)
-    if 2 * unusable > of:  # the others are hardly right either
+    if are_most_wrong:
         raise DataError(
             f"{path}: {unusable} of {of} annotations are wrong, as those above; boxes are x, y, width, height in "
             "pixels of these images (correct or remove them)"

@@ -689,6 +689,16 @@ def test_an_import_without_images_fails(tmp_path, monkeypatch, told):
     assert not Path("imp").exists()
 
 
+def test_an_import_that_is_refused_names_what_is_there(tmp_path, monkeypatch, told):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png", size=(640, 480))
+    in_shares = annotation(box=[0.1, 0.2, 0.5, 0.25], masked=False)
+    write(tmp_path / "gt.json", coco([image(width=640, height=480)], [in_shares]))
+    code, said = told("data", "import", "gt.json", "--from", "coco", "--output", "imp")
+    assert (code, Path("imp").exists()) == (3, False)
+    assert "error: gt.json: has 1 boxes" in said
+
+
 def label(path: Path, *lines: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))

@@ -41,9 +41,14 @@ def test_small_images_have_fewer_detections_than_there_are_places(predictor, tmp
     assert int((scores > 0).sum()) == min(100, locations * len(predictor.class_names))
 
 
-def test_the_ending_of_the_description_is_taken(predictor, tmp_path):
-    with pytest.raises(ConfigError, match=r"\.json is for what describes"):
-        export_network(predictor, "safetensors", tmp_path / "model.json")
+def test_files_of_one_name_have_a_description_each(predictor, tmp_path):
+    export_network(predictor, "safetensors", tmp_path / "model.safetensors")
+    predictor.class_names = [f"other {name}" for name in predictor.class_names]
+    export_network(predictor, "torchscript", tmp_path / "model.pt")
+    for name, form in (("model.safetensors", "safetensors"), ("model.pt", "torchscript")):
+        about = json.loads((tmp_path / f"{name}.json").read_text())
+        assert about["format"] == form
+        assert about["classes"][0].startswith("other ") == (form == "torchscript")
 
 
 def test_the_description_tells_of_tiles(predictor, tmp_path):
@@ -57,7 +62,10 @@ def test_bare_weights_are_those_of_the_network(predictor, tmp_path):
     assert (
         load_file(tmp_path / "model.safetensors").keys() == predictor.network.state_dict().keys()
     )
-    assert json.loads((tmp_path / "model.json").read_text())["classes"] == predictor.class_names
+    assert (
+        json.loads((tmp_path / "model.safetensors.json").read_text())["classes"]
+        == predictor.class_names
+    )
 
 
 def test_another_network_is_refused_by_its_name(predictor, tmp_path):

@@ -51,6 +51,20 @@ def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_
     assert Image.open("predictions/overlays/000001-a.png").size == (80, 60)
 
 
+def test_pictures_of_an_earlier_call_go_and_those_of_others_stay(photos, trained_run):
+    overlays = Path("predictions/overlays")
+    assert predict(trained_run, "photos") == 0
+    assert len(list(overlays.iterdir())) == 3
+    others = {"notes.txt", "000009-mine.png", "000010-damaged.png"}
+    (overlays / "notes.txt").touch()
+    Image.new("RGB", (8, 8)).save(overlays / "000009-mine.png")
+    (overlays / "000010-damaged.png").write_bytes(b"none")
+    assert predict(trained_run, "photos/b.JPG") == 0
+    assert {path.name for path in overlays.iterdir()} == {"000001-b.png", *others}
+    assert predict(trained_run, "photos", "--no-overlays") == 0
+    assert {path.name for path in overlays.iterdir()} == others
+
+
 def test_no_detection_is_a_result_too(photos, trained_run, capsys):
     assert (
         predict(
