@@ -90,15 +90,17 @@ def label(
     folder = output or Path("labels") / data.absolute().stem
     trains = run is None and source == "run" and apply is None
     if not trains:
-        _refuse({"--minutes": minutes, "--train-on": train_on, "--set": overrides, "--plan": plan})
+        _refuse_for_training(
+            {"--minutes": minutes, "--train-on": train_on, "--set": overrides, "--plan": plan}
+        )
     check_minutes(minutes)
     runs = storage or Path("runs")
-    # all that can be refused, before `find_boxes` imports anything into the output folder
+    # refuse what can be refused before `find_boxes` imports anything into the output folder
     masks = None if trains else _open_named(apply, source, run, fuse_with, runs)
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
-    # nothing stays of a plan
+    # a plan leaves nothing behind
     place = tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder)
     with reading_once(), place as imports:
         to_label = find_boxes(data, images, imports=Path(imports))
@@ -123,9 +125,9 @@ def label(
     _print_summary(summary, as_json)
 
 
-def _refuse(for_training: dict[str, Any]) -> None:
-    """Refuse options that have no meaning where nothing is trained."""
-    for option, value in for_training.items():
+def _refuse_for_training(options: dict[str, Any]) -> None:
+    """Refuse options that mean nothing where nothing is trained."""
+    for option, value in options.items():
         if value:
             raise ConfigError(
                 f"{option}: is for training, and nothing is trained here; leave it out"
@@ -135,7 +137,7 @@ def _refuse(for_training: dict[str, Any]) -> None:
 def _open_named(
     decisions: Path | None, source: str, run: str | None, fuse_with: Path | None, storage: Path
 ) -> MaskFile | None:
-    """The file of masks that the options name, if they do; refuses decisions, sources and runs that are none."""
+    """The file of masks that the options name, if any; refuses decisions, sources and runs that do not exist."""
     from boxseg.files.reading import plain_file
     from orchestration.planning.label_input import open_masks
 
@@ -159,7 +161,7 @@ def _read_classes(task: LabelTask) -> list[str]:
 
 
 def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
-    """Apply what the review page downloads to the labels in a folder, and print how many were changed how."""
+    """Apply the decisions of the review page to the labels in a folder, and print their counts."""
     from boxseg.label.review import apply_decisions
 
     counts = apply_decisions(folder, decisions, images)
@@ -167,7 +169,7 @@ def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
 
 
 def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
-    """Say what speaks against a run's masks; gives the sentences."""
+    """Warn of what speaks against a run's masks; returns the warnings."""
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
 
@@ -195,7 +197,7 @@ def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
 
 
 def _train(task: LabelTask) -> tuple[str, dict[str, str]]:
-    """The checkpoint to label with, and what the summary tells of its run.
+    """The checkpoint to label with, and what the summary says about its run.
 
     Raises:
         typer.Exit: training was interrupted, with its state saved.
@@ -221,7 +223,7 @@ def _label(
     storage: Path,
     review: bool,
 ) -> dict[str, Any]:
-    """Label the boxes of a task, whose own run is trained first if a run is needed and none is named."""
+    """Label the boxes of a task; trains a run first if one is needed and none is named."""
     about: dict[str, Any] = {}
     if source == "run" and run is None:
         run, about = _train(task)

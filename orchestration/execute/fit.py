@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 RESIZE_S = 60.0
-"""Time between two looks whether an elastic run can have more workers [s]."""
+"""Time between two attempts to give an elastic run more workers [s]."""
 WORKER_FAILURES = 3
 """How often lost workers are replaced; the run goes on from its last checkpoint."""
 
 
 def train_payload(payload: Payload, *, in_tune: bool = False) -> None:
-    """Train and wait for the end, which is in the run's folder then; inside Tune, it hears of every evaluation.
+    """Train and wait for the end, which is then in the run's folder; `in_tune`, every evaluation is reported to Tune.
 
     Raises:
         Exception: what ended the run.
@@ -47,7 +47,7 @@ def _fit(payload: Payload, callbacks: Sequence[Any]) -> None:
 
     Raises:
         ResourceError: the workers cannot be placed.
-        BoxSegError: a worker's, which would come again.
+        BoxSegError: a worker's error that would only come again.
         Exception: what Ray Train raises when a worker failed too often; the run's folder names the cause.
     """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
@@ -85,7 +85,7 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
     from orchestration.connect.scaling import trainer_with
 
     resources = payload.spec.resources
-    # one worker needs no process group, and its drivers no torch
+    # one worker needs no process group, so its driver does not load torch
     meeting = None
     if resources.workers > 1:
         from orchestration.connect.meeting import MeetingConfig
@@ -97,12 +97,12 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
         train_loop_config={"payload": payload},
         scaling_config=_scaling(resources),
         run_config=ray.train.RunConfig(
-            # Ray's own state of an earlier start is not read: ours is in the folder
+            # a new name, so that Ray does not read its own state of an earlier start: ours is in the folder
             name=new_id(),
             storage_path=str(RunFolder(payload.folder).logs / "ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=WORKER_FAILURES,
-                # starts that failed though there were places; nodes of an elastic run come and go meanwhile
+                # starts that failed although there were places, as may happen when nodes of an elastic run leave
                 # mypy sees the class of Ray Train V1
                 controller_failure_limit=10 if resources.min_workers else 2,  # type: ignore[call-arg]
             ),

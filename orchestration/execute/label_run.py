@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 RECIPE, REQUEST, RUNS, LOCK = "recipe.yaml", "request.json", "runs", ".lock"
 """Names in the output folder."""
-WORDS = {"data": "DATA", "train_on": "--train-on", "minutes": "--minutes", "settings": "--set"}
-"""Part of a request -> where it is given."""
+OPTIONS = {"data": "DATA", "train_on": "--train-on", "minutes": "--minutes", "settings": "--set"}
+"""Part of a request -> the argument or option that gives it."""
 NEW_OUTPUT = "name another --output, or remove it"
 
 Tell = Callable[[str], None]
@@ -46,22 +46,22 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LabelTask:
-    """Boxes to label with a run that is still to be trained."""
+    """Boxes to label, and what a recipe and a run for them are made from."""
 
     data: CocoSource
     """Images and boxes to label."""
     train_on: CocoSource
-    """Images and boxes to learn from; perhaps the same."""
+    """Images and boxes to learn from; often the same."""
     name: str
-    """Of the experiment."""
+    """Name of the experiment."""
     folder: Path
     """Output folder of the labels; gets `recipe.yaml` and, with `storage` None, `runs/`."""
     storage: Path | None = None
-    """Folder of runs, if it is another."""
+    """Folder of runs; None: `runs` in the output folder."""
     minutes: float | None = None
-    """Time for all; None: what suits the machine."""
+    """Time for training and labelling together; None: what suits the machine."""
     overrides: tuple[str, ...] = ()
-    """Texts of --set."""
+    """Values of --set."""
     device: str = "auto"
 
     @property
@@ -77,11 +77,11 @@ class LabelTask:
         """Look at the data and choose settings; writes nothing.
 
         Args:
-            step_s: Measured time of an update [s]; None: estimated.
+            step_s: Measured time of an update [s]; None: estimate it.
 
         Raises:
             DataError: the data cannot be used.
-            ConfigError: what was asked for is no setting, or not possible together.
+            ConfigError: an override is no setting, or settings do not fit together.
         """
         fingerprint = self._fingerprint
         label_boxes = fingerprint.boxes
@@ -102,10 +102,10 @@ class LabelTask:
         return fingerprint, recipe
 
     def open_recipe(self, tell: Tell) -> Path:
-        """The recipe of an earlier call with the same arguments; or chosen now, with a few updates timed, and written.
+        """The recipe of an earlier call with the same arguments, or else a new one, for which a few updates are timed.
 
         Raises:
-            ConfigError: the folder has a recipe that something else was asked of; or see `choose`.
+            ConfigError: the folder has a recipe that was chosen for another request; or see `choose`.
             BoxSegError: a run could not work here, see `preflight.check`.
         """
         if self._is_going_on():
@@ -126,26 +126,26 @@ class LabelTask:
         return self.recipe_path
 
     def _is_going_on(self) -> bool:
-        """Whether a recipe is there, chosen for the same request."""
+        """Whether an earlier call has chosen a recipe for the same request."""
         try:
             earlier = read_record(self.folder / REQUEST, dict[str, Any], way_out=NEW_OUTPUT)
         except FileNotFoundError:
             if self.recipe_path.exists():
-                message = f"{self.recipe_path}: is of another origin; {NEW_OUTPUT}"
+                message = f"{self.recipe_path}: was not chosen by `boxseg label`; {NEW_OUTPUT}"
                 raise ConfigError(message) from None
             return False
         if not self.recipe_path.exists():
             return False
         now = self._request()
-        changed = [WORDS[name] for name, value in now.items() if value != earlier.get(name)]
+        changed = [OPTIONS[name] for name, value in now.items() if value != earlier.get(name)]
         if changed:
-            self.choose()  # what cannot be chosen at all is told first
+            self.choose()  # first refuses what would be refused in any folder
             parts = ", ".join(changed)
             raise ConfigError(f"{self.recipe_path}: was chosen for another {parts}; {NEW_OUTPUT}")
         return True
 
     def _request(self) -> dict[str, Any]:
-        """What a recipe is chosen for: the content of the files, not their names, and what was asked for."""
+        """What a recipe is chosen for: the content of the files, whatever their names, and the options."""
         return {
             "data": digest(self.data.annotations),
             "train_on": digest(self.train_on.annotations),
@@ -235,7 +235,7 @@ def find_same_run(spec: RunSpec) -> RunStatus | None:
 
 
 def last_checkpoint(status: RunStatus) -> Path:
-    """Checkpoint of the last update of a finished run."""
+    """The checkpoint that a finished run wrote after its last update."""
     return folder_of(Path(status.folder) / "checkpoints", status.steps)
 
 
@@ -245,7 +245,7 @@ class MaskSource:
 
     masks: BatchSource
     about: dict[str, Any]
-    """Identifies data and source, so that a later call goes on with the same ones only."""
+    """Identifies data and source, so that a later call goes on only with the same ones."""
     batch_size: int = 1
 
 
@@ -271,7 +271,7 @@ def open_source(
     from boxseg.label import sources
     from boxseg.label.boxes import LABEL_VERSION
 
-    # The version counts for every source: how masks are made from boxes changes too.
+    # The version counts for every source, as the way from boxes or files to masks may change too.
     about = {
         "data": digest(boxes.source.annotations),
         "source": name,
@@ -305,7 +305,7 @@ def make_labels(
     """Label the images that are left, write all labels, and with `review` draw the pages to look through them.
 
     Returns:
-        What there is to tell people: `about`, files, counts, doubts, and of a run's masks the IoU to expect.
+        What the command prints: `about`, files, counts, doubts and, if a run made the masks, the IoU to expect.
 
     Raises:
         StoppedError: one of the `signals` came, perhaps before the call.
@@ -338,7 +338,7 @@ def make_labels(
 
 
 def _work_through(items: Iterable[object], total: int, signals: StopSignals, *, what: str) -> None:
-    """Take all items, each of which is made only then, and show progress.
+    """Consume an iterator that does the work, and show progress.
 
     Raises:
         StoppedError: a signal came.

@@ -1,4 +1,4 @@
-"""Tells a program or a web address, in one line, how a run or sweep has ended; whatever goes wrong there is logged."""
+"""Sends a line to a program or web address when a run or sweep has ended; whatever goes wrong with that is logged."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from orchestration.secret_text import hide
 from orchestration.words import show_duration
 
 MAX_LETTERS = 600
-"""Of the line; chats cut off longer ones."""
+"""Limit of the line, as chats cut off longer ones."""
 WAIT_S = 10.0
-"""How long the program, and each answer of the address, is waited for [s]."""
+"""How long the program, and each answer of the address, may take [s]."""
 
 logger = logging.getLogger("boxseg.notify")
 
 
 def tell_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = None) -> None:
-    """Tell whom `notify` names how a run or sweep has ended.
+    """Send a line about the end of a run or sweep to whoever `notify` in its settings names.
 
     Args:
-        folder: The run's or sweep's, whose end is written unless its storage does not take it.
+        folder: Folder of the run or sweep; its end is already written there, unless the storage failed.
         spec: All settings.
-        error: What ended it, where something did; says what its folder cannot.
+        error: The error that ended it, if any; needed if the folder could not be written.
     """
     ways: dict[str, Callable[[NotifyConfig, str], None]] = {"command": _run_command, "url": _post}
     for setting, tell in ways.items():
@@ -44,18 +44,18 @@ def tell_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = Non
         try:
             tell(spec.notify, make_line(folder, spec, error))
         except Exception as fault:
-            # of other errors only the kind, and of urllib's that of their cause: texts can quote the address
+            # only the kind of errors that are not ours (of urllib's, that of their cause): texts can quote the address
             kind = type(getattr(fault, "reason", fault)).__name__
             text = str(fault) if isinstance(fault, BoxSegError) else kind
             logger.warning("notify.%s: nobody was told of the end: %s", setting, text)
 
 
 def make_line(folder: RunFolder, spec: RunSpec, error: BaseException | None) -> str:
-    """As in `sweep qam ID finished: best val/mask_ap 0.43 with k_top=10; 7 finished of 8 trials; 2.1 h`."""
+    """The line, such as `sweep qam ID finished: best val/mask_ap 0.43 with k_top=10; 7 finished of 8 trials; 2.1 h`."""
     kind = "sweep" if isinstance(spec, SweepSpec) else "run"
     status = sound_status(folder.path)
     if status is None or not status.is_final:
-        # its storage has gone, and with it all that could be told besides
+        # the storage is gone, and with it everything else that could be said
         reason = Failure.of(error).summary if error is not None else "its end could not be written"
         end = f"failed: {reason}"
     else:
@@ -92,11 +92,11 @@ def _run_command(notify: NotifyConfig, line: str) -> None:
     """Run the program in a session of its own, so that a signal to this one does not end it.
 
     Raises:
-        BoxSegError: it ended with a fault.
-        Exception: it is not there, or took too long.
+        BoxSegError: the program ended with an error.
+        Exception: there is no such program, or it took too long.
     """
     assert notify.command is not None
-    # not through a pipe, which would be waited for while anything that the program has started holds it
+    # no pipe: `run` would wait for it as long as anything that the program has started holds it
     nowhere = subprocess.DEVNULL
     ended = subprocess.run(
         [*notify.command, line],
@@ -114,7 +114,7 @@ def _post(notify: NotifyConfig, line: str) -> None:
     """Send the line to the web address.
 
     Raises:
-        BoxSegError: a variable is missing, or the answer was none of thanks.
+        BoxSegError: an environment variable is missing, or the server answered with an error.
         Exception: nobody answered in time.
     """
     # Slack, Mattermost and Teams read `text`, Discord `content`

@@ -24,21 +24,21 @@ Send = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What travels to other processes; paths are absolute because these run elsewhere."""
+    """What other processes get; paths are absolute because these processes run elsewhere."""
 
     spec: RunSpec
     folder: Path
     data_root: Path
     runner: Literal["inline", "ray_train"] = "inline"
     train_fn: TrainFn | None = None
-    """The loop; null: `boxseg.build.run_training`."""
+    """The training loop; None: `boxseg.build.run_training`."""
     outpost: Outpost | None = None
-    """How to reach the driver from a machine that does not see its folder; null: all see it."""
+    """How to reach the driver from a machine that does not see its folder; None: all machines see it."""
     home: Path = field(default_factory=mirrors, kw_only=True)
-    """The folder for mirrors of the machine that it comes from."""
+    """The folder for mirrors on the machine that made this object."""
 
     def here(self) -> Self:
-        """The same with the paths that this machine has for those of the driver's mirrors."""
+        """The same, with paths in the sender's folder for mirrors replaced by those in this machine's."""
         home = mirrors()
         if home == self.home:
             return self
@@ -57,9 +57,9 @@ class Payload(Work):
     """What a training process gets."""
 
     sweep: SweepConfig | None = None
-    """The sweep that a trial belongs to, which says what metric decides; null: a single run."""
+    """Settings of the sweep that a trial belongs to, which name the metric that decides; None: a single run."""
     share: Share | None = None
-    """Tells with how many workers an elastic trial may train; null: their number is fixed, or Ray's own choice."""
+    """Says with how many workers an elastic trial may train; None: their number is fixed, or Ray chooses it."""
 
     @property
     def criterion(self) -> Criterion:
@@ -73,7 +73,7 @@ class Payload(Work):
 
 
 def _moved_spec(spec: RunSpec, home: Path) -> RunSpec:
-    """Settings whose paths in the mirrors of another machine are those of this one; see `moved`."""
+    """Settings with paths in another machine's folder for mirrors replaced by those in this one's; see `moved`."""
     start = spec.model.start_from
     if start is not None and Path(start).is_relative_to(home):
         spec = spec.starting_from(moved(Path(start), home))

@@ -1,4 +1,4 @@
-"""Where training tells of itself: reports and evaluations become lines of the run's folder and messages to Ray."""
+"""Receives the reports of a training process: writes them to the run's folder and passes evaluations on to Ray."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STOP_POLL_S = 0.5
-"""Time between two looks for a request to stop [s]."""
+"""Time between two looks whether a stop was requested [s]."""
 
 
 class PeakMemory:
     """The most memory that this process has held since this object was made, without its children."""
 
     def __init__(self) -> None:
-        # Linux then counts the most anew; a process can train one trial after the other
+        # resets Linux's peak, as one process may train several trials one after the other
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         torch = sys.modules.get("torch")
@@ -54,8 +54,8 @@ class PeakMemory:
 class FileReporter:
     """Writes reports to the run's folder (rank 0) and passes evaluations to Ray (every rank).
 
-    The evaluation of the last step is passed on by `finish` instead, so that a trial scheduler cannot end a run between
-    its last evaluation and its end. On a machine whose files the driver does not see, Ray hears of an evaluation once
+    The evaluation of the last step is passed on by `finish`, so that a trial scheduler cannot end a run between its
+    last evaluation and its end. On a machine whose files the driver does not see, an evaluation is passed on only once
     its checkpoint is in the store; training goes on meanwhile.
     """
 
@@ -66,23 +66,23 @@ class FileReporter:
     """Processes that train together."""
     send: Send | None = None
     taken_away: Callable[[], bool] = lambda: False
-    """Tells whether a machine will go soon; asked equally often on every rank."""
+    """Says whether a machine will soon be taken away; has to be called equally often on every rank."""
     courier: Courier | None = None
     """Carries the folder's files to a driver that does not see them."""
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
     _untold: list[tuple[Path, dict[str, float]]] = field(default_factory=list)
-    """Evaluations that Ray has not heard of, the oldest first: checkpoint, and what it will hear."""
+    """Evaluations that Ray has not been told of, oldest first: checkpoint, and the metrics for Ray."""
     _looked: float = 0.0
     _stop: bool = False
 
     def on_start(self, report: StartReport) -> None:
-        """Keep what the run took over from other weights."""
+        """Record what the run took over from other weights."""
         if self.rank == 0:
             self.folder.update(start=str(report))
 
     def on_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Keep the best evaluation of which there is a checkpoint."""
+        """Record the best evaluation that there is a checkpoint of."""
         if self.rank == 0:
             self.folder.keep_best(step, metrics)
 
@@ -102,8 +102,8 @@ class FileReporter:
         """Write an evaluation and tell Ray.
 
         Raises:
-            ConfigError: the metric that decides is not reported, as data or settings leave it out. One of `health/`
-                needs masks that the network finds, which may come with a later evaluation.
+            ConfigError: the metric that decides is not reported, as data or settings leave it out. A metric of
+                `health/` may be missing: it needs masks that the network may only find later.
         """
         self._check_reported(report)
         if self.rank == 0:
@@ -116,7 +116,7 @@ class FileReporter:
             self._tell_ray()
 
     def _tell_ray(self) -> None:
-        """Pass on evaluations whose checkpoints are safe; a scheduler may end this process as soon as it knows."""
+        """Pass on evaluations whose checkpoints are safe: a scheduler may end this process as soon as it knows them."""
         while self._untold and self._is_safe(self._untold[0][0]):
             self._pass_on(self._untold.pop(0)[1])
 
@@ -143,7 +143,7 @@ class FileReporter:
                 raise ConfigError(f"{setting} {name} is not reported; choose one of {names}")
 
     def _costs(self, report: EvalReport) -> dict[str, float]:
-        """What training took so far, where the sweep asks for it; of a repeated evaluation as it was reported."""
+        """Time and memory that training took so far, if the sweep asks for them; what a repeated evaluation had."""
         sweep = self.payload.sweep
         wanted = [] if sweep is None else [name for name in sweep.against if name in COSTS]
         costs: dict[str, float] = {}
@@ -159,7 +159,7 @@ class FileReporter:
     def should_stop(self) -> bool:
         """True once somebody asked for a stop in the run's folder, or a machine will be taken away."""
         due = time.monotonic() - self._looked > STOP_POLL_S
-        # other ranks would wait for this one
+        # with several workers at every call: all ranks have to ask together, or some would wait for this one
         leaving = (due or self.workers > 1) and self.taken_away()
         if due and not self._stop:
             self._stop = self.folder.stop_requested()
@@ -167,10 +167,10 @@ class FileReporter:
         return self._stop or leaving
 
     def finish(self, step: int, metrics: dict[str, float]) -> None:
-        """Write the end once the store has all checkpoints, and before Ray hears of it, which may kill this process.
+        """Write the end: after all checkpoints are in the store, and before Ray knows, which may kill this process.
 
         Raises:
-            StorageError: the store of a driver that does not see this folder stays away, so this is no end.
+            StorageError: the driver does not see this folder, and the store does not answer, so this is no end.
         """
         if self.courier is not None:
             self.courier.flush()
@@ -183,7 +183,7 @@ class FileReporter:
         self._pass_on(self._for_ray(step, metrics))
 
     def _for_ray(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """What Ray hears; the deciding metric is that of the best evaluation so far, or worse than any other."""
+        """The metrics for Ray; the deciding one is that of the best evaluation so far, or worse than any value."""
         finite = only_finite(metrics)
         if self.payload.sweep is not None:
             criterion = self.payload.criterion

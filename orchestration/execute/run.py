@@ -1,4 +1,4 @@
-"""`boxseg train`: one run from settings to result, new, gone on with or repeated."""
+"""`boxseg train`: one run from settings to result; it may be new, resumed or a repetition."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def train_run(
 
     Args:
         spec: All settings.
-        resume: Id or folder of a run to go on with; null starts a new one.
-        repeat: A run whose settings these are; its data has to be the same.
-        train_fn: The training loop; null: that of boxseg.
+        resume: Id or folder of a run to go on with; None starts a new one.
+        repeat: The run that `spec` is from, to be repeated; the data has to be the same.
+        train_fn: The training loop; None: that of boxseg.
         progress: Show progress on stderr.
 
     Returns:
@@ -62,7 +62,7 @@ def train_run(
             folder = find_run(storage, resume)
             syncer = stack.enter_context(driven(folder.path))
             check_resumable(spec, folder, resume, tags)
-            # what it started from stays on record
+            # the record of the weights that it started from stays
             start = read_resolved(folder.config_path)["model"].get("start_from")
             spec = spec.starting_from(None if start is None else Path(start))
         open_folder(folder, spec, tags)

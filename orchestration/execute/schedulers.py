@@ -1,4 +1,4 @@
-"""How weak trials are stopped early: the trial schedulers of Ray Tune, which a resumed sweep tells its past."""
+"""Stopping weak trials early: the trial schedulers of Ray Tune, and how a resumed sweep tells them its past."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_median(spec: SweepSpec) -> TrialScheduler:
         time_attr="step",
         grace_period=spec.rungs[0],
         # otherwise it would pause trials while it has seen too few
-        min_time_slice=math.inf,  # type: ignore[arg-type]
+        min_time_slice=math.inf,  # type: ignore[arg-type]  # never
     )
 
 
@@ -56,20 +56,20 @@ def tell_past(
     going_on: Mapping[int, Scores],
     metric: str,
 ) -> None:
-    """Let a scheduler know what trials reported before the sweep was interrupted.
+    """Have a scheduler learn what trials reported before the sweep was interrupted.
 
-    The bracket of a trial depends on its number, so that it stays in the same one after the interruption.
+    The bracket of a trial depends on its number alone, so that it stays in the same one after the interruption.
 
     Args:
-        scheduler: Hears of it as soon as the first trial starts.
+        scheduler: Is changed; learns the past as soon as the first trial starts.
         ended: Number -> scores of the trials that have ended.
-        going_on: The same of those that have not.
+        going_on: Number -> scores of the trials that have not.
         metric: Name of the deciding metric.
     """
     from ray.tune.schedulers import MedianStoppingRule
 
-    # `on_trial_result` judges. The median rule must not judge the past again, so it hears of ends, which it only
-    # records; the rungs of halving remember whom they let through, and judge again without harm.
+    # `on_trial_result` also decides whether to stop the trial. Halving remembers which trials passed a rung, so it may
+    # decide again without harm. The median rule must not: it gets `on_trial_complete`, which only records.
     record: Any = scheduler.on_trial_result
     if isinstance(scheduler, MedianStoppingRule):
         record = scheduler.on_trial_complete

@@ -50,9 +50,9 @@ def make_tpe(sweep: SweepConfig, seed: int) -> BaseSampler:
 
 
 DRAWS = 20
-"""How often a search may draw a setting that was drawn before; then chance gives one that no trial has."""
+"""After this many draws of settings that trials have already, a setting that no trial has is taken at random."""
 MAX_SKIPPED = 10_000
-"""How many settings of a finite space are skipped at most, so that the search for an untried one begins anywhere."""
+"""The search for an untried setting in a finite space begins behind a random number of settings, at most this many."""
 
 SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
     "grid": make_random,  # draws nothing: settings are taken by their number
@@ -64,14 +64,15 @@ SEARCHERS: dict[str, Callable[[SweepConfig, int], BaseSampler]] = {
 class TrialQueue:
     """Settings times seeds, one trial after the other; all seeds of a setting come in a row.
 
-    The points that the sweep names come first, and no setting comes twice. They are judged by `merit_of` their
-    seeds, once all of them have ended. What is drawn for a setting depends only on the sweep's seed, the setting's
-    place and the scores so far. A resumed sweep therefore draws what it would have drawn without the interruption.
-    Trials keep their numbers: those that a sweep gets later, of new seeds too, have the numbers that are free.
+    The points that the sweep names come first, and no setting comes twice. A setting is judged by `merit_of` its
+    trials, once those of all seeds have ended. What is drawn for a setting depends only on the sweep's seed, the
+    setting's place and the scores so far. So a resumed sweep draws what it would have drawn without the interruption.
+    Trials keep their numbers; trials that are added to a sweep later, also those of new seeds, get numbers that are
+    free.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int, past: Sequence[TrialStatus] = ()) -> None:
-        """`past` trials keep their values; those that have ended are not handed out again."""
+        """Trials of the `past` keep their values; those that have ended are not handed out again."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -80,17 +81,17 @@ class TrialQueue:
         self._sweep = sweep
         self._seed = seed
         self._optuna_trials: list[Any] = []
-        """One for each setting; its index, the place, is the order in which settings are first asked for."""
+        """One for each setting; the index in this list is the setting's place."""
         self._taken: set[str] = set()
-        """`setting_key` of each."""
+        """`setting_key` of each setting."""
         self._place_of: dict[int, int] = {}
-        """Place of the setting, by number of the trial."""
+        """Number of a trial -> place of its setting."""
         self._ended: dict[int, dict[int, TrialStatus | None]] = {}
-        """Trials that have ended, by number, by place of the setting."""
+        """Place of a setting -> number -> its trials that have ended."""
         self._grid = settings_of(sweep.space)
         places: dict[str, int] = {}
         past = sorted(past, key=lambda row: row.number)
-        # asked for again in their order, so that Optuna knows the past before it draws
+        # proposed again in their order, so that Optuna knows the past before it draws
         for row in past:
             if row.key not in places:
                 places[row.key] = len(self._optuna_trials)
@@ -102,7 +103,7 @@ class TrialQueue:
         self._left = self._trials_left(past)
 
     def _trials_left(self, past: Sequence[TrialStatus]) -> Iterator[tuple[int, int, int]]:
-        """Number, place of the setting and seed of each trial that has not ended, in the order of asking."""
+        """(number, place of the setting, seed) of the trials that have not ended, in the order in which they start."""
         numbers = {(self._place_of[row.number], row.seed): row.number for row in past}
         ended = {row.number for row in past if row.has_ended}
         used = set(numbers.values())
@@ -114,7 +115,7 @@ class TrialQueue:
                 yield number, place, seed
 
     def next(self, *, may_begin: Callable[[], bool] = lambda: True) -> Trial | None:
-        """The next trial; None when all have been handed out, or `may_begin` does not let another setting begin."""
+        """The next trial; None when all have been handed out, or `may_begin` lets no further setting begin."""
         number, place, seed = next(self._left, (None, 0, 0))
         if number is None:
             return None
@@ -127,7 +128,7 @@ class TrialQueue:
         return Trial(number, self._suggested(self._optuna_trials[place]), seed)
 
     def ended(self, number: int, row: TrialStatus | None) -> None:
-        """Say how a trial stands at its end; None if nobody knows."""
+        """Take the final state of a trial; None if it cannot be known."""
         place = self._place_of[number]
         ended = self._ended.setdefault(place, {})
         ended[number] = row
@@ -137,7 +138,7 @@ class TrialQueue:
             )
 
     def _judge(self, optuna_trial: Any, rows: list[TrialStatus]) -> None:
-        """Tell Optuna how good a setting is, in the order of `Merit`: for it, pruned comes behind complete."""
+        """Tell Optuna how good a setting is, so that its order is that of `Merit`: it puts pruned behind complete."""
         from optuna.trial import TrialState
 
         sweep = self._sweep
@@ -148,7 +149,7 @@ class TrialQueue:
             self._study.tell(optuna_trial, list(merit.scores))
         else:
             if not merit.others:  # with more than one metric, Optuna takes pruned ones as alike
-                # of two pruned ones Optuna takes that of the later step
+                # of two pruned trials, Optuna prefers the one with the later step
                 optuna_trial.report(merit.score, step=int(merit.some_finished))
             self._study.tell(optuna_trial, state=TrialState.PRUNED)
 
@@ -165,16 +166,16 @@ class TrialQueue:
             seed = self._seed_of(place, attempt)
             if attempt >= DRAWS and not is_endless:
                 return self._ask_for(self._untried(seed))
-            # where a search comes back to what it drew, a random draw is new sooner or later
+            # a search may keep coming back to what it drew; a random draw is new sooner or later
             search = self._sweep.search if attempt < DRAWS else "random"
-            # a new sampler for each: what it draws does not depend on how many were drawn before
+            # a new sampler for each draw, which does not depend on how many were drawn before
             self._study.sampler = SEARCHERS[search](self._sweep, seed)
             optuna_trial = self._study.ask()
             values = self._suggested(optuna_trial)
             if setting_key(values) not in self._taken:
                 self._taken.add(setting_key(values))
                 return optuna_trial
-            self._study.tell(optuna_trial, state=TrialState.FAIL)  # which samplers do not look at
+            self._study.tell(optuna_trial, state=TrialState.FAIL)  # samplers ignore failed trials
         raise AssertionError
 
     def _seed_of(self, place: int, attempt: int) -> int:
@@ -182,7 +183,7 @@ class TrialQueue:
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     def _ask_for(self, values: dict[str, Any]) -> Any:
-        """Have Optuna propose exactly these values; they count as taken from now on."""
+        """Have Optuna propose exactly these values, which count as taken from now on."""
         self._taken.add(setting_key(values))
         places = {}
         for name, domain in self._sweep.space.items():
@@ -194,11 +195,11 @@ class TrialQueue:
         return optuna_trial
 
     def _untried(self, seed: int) -> dict[str, Any]:
-        """A setting of a finite space that no trial has yet; there is one, as a sweep has no more trials than that."""
+        """A setting of a finite space that no trial has yet; there is one, as no sweep has more settings than that."""
         space = self._sweep.space
         size = count_settings(space)
         assert size is not None  # real numbers do not repeat
-        # from somewhere on, so that what is left is not tried in its order
+        # from a random one on, so that the rest is not tried in the order of the space
         begin = seed % min(size, MAX_SKIPPED)
         for values in itertools.chain(
             itertools.islice(settings_of(space), begin, None), settings_of(space)
@@ -218,14 +219,14 @@ def suggest(trial: Any, name: str, domain: Domain) -> Any:
         return trial.suggest_float(name, *ends_of(domain), log=is_log)
     if isinstance(values, range):
         return trial.suggest_int(name, values[0], values[-1], log=is_log)
-    # by the place, so that a value is the same number however often it is drawn
+    # by its place in the list, so that a value is exactly the same number each time it is drawn
     if isinstance(domain, Choice | Together):
         return values[trial.suggest_categorical(name, range(len(values)))]
     return values[trial.suggest_int(name, 0, len(values) - 1)]
 
 
 def place_in(domain: Domain, value: Any) -> Any:
-    """The value as Optuna knows it, the inverse of `suggest`: of values in a list the place."""
+    """A value as Optuna has it, the inverse of `suggest`: its place if the values are in a list."""
     values = values_of(domain)
     if not isinstance(values, list):
         return value

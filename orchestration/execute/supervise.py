@@ -1,4 +1,4 @@
-"""Sees a run, or a sweep and its trials, through to an end: signals, requests to stop, tracking, whatever happens."""
+"""Watches a run, or a sweep with its trials, until it ends: signals, requests to stop, tracking, and the end itself."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ logger = logging.getLogger("boxseg.sweep")
 POLL_S = 0.25
 """Time between two looks at a run [s]."""
 HEAR_S = 1.0
-"""Time between two looks at what processes on other machines tell [s]."""
+"""Time between two looks at what processes on other machines have reported [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
 END_S = 10.0
-"""How long Ray may take to end once nobody waits for a run any more [s]."""
+"""How long Ray may take to end after nobody waits for the run any more [s]."""
 
 
 @contextlib.contextmanager
 def supervise(
     folder: RunFolder, spec: RunSpec, syncer: Syncer | None = None
 ) -> Iterator[Supervisor]:
-    """Mark a run or sweep as running; when the block is left it has an end, which is told, to MLflow as far as it goes.
+    """Mark a run or sweep as running; on leaving the block, write how it ended, track that and notify.
 
-    A `syncer` sends all of it to the run's store; the end waits for that. Signals are heard until then: one that comes
-    after the run has ended changes nothing but `RunFolder.stop_requested`.
+    With a `syncer`, leaving waits until the run's store has everything. Signals are heard until then; one that comes
+    after the run has ended only sets `RunFolder.stop_requested`.
 
     Raises:
-        StorageError: the folder is gone or cannot be written, so its end is not there either; or the store does not
-            take it.
+        StorageError: the folder is gone or cannot be written, so that the end is not written either; or the store
+            refuses it.
         BoxSegError: what ended the run or sweep.
         KeyboardInterrupt: a second signal came.
     """
@@ -64,9 +64,9 @@ def supervise(
             ):
                 yield supervisor
             if signals.has_received():
-                folder.request_stop()  # for a command that would go on with what was trained
+                folder.request_stop()  # for commands that would go on with what was trained, such as `label`
         finally:
-            # once its store has all of it, or does not take it
+            # last, once the store has everything or has refused it
             tell_end(folder, spec, sys.exc_info()[1])
 
 
@@ -87,16 +87,16 @@ def _supervised(
     except Exception as error:
         check_present(folder)
         status = folder.finish("failed", error)
-        # otherwise it had ended well, and only Ray's end went wrong
+        # without a failure the run had ended well before, and only ending Ray went wrong
         if status.failure is not None:
             raise error_of(status.failure) from error
     finally:
-        # what could not be written cannot be copied either
+        # waits for little: an end that could not be written cannot be tracked either
         tracker.close(**({} if _end_is_written(folder) else {"timeout_s": 1.0}))
 
 
 def _end(folder: RunFolder, signals: StopSignals) -> None:
-    """Write the end that nobody else wrote."""
+    """Write the end, unless the training process has."""
     if folder.stored().is_final:
         return
     if signals.has_received():
@@ -138,11 +138,11 @@ class Supervisor:
         self._syncer = syncer
         self.signals = signals
         self.trials: dict[str, RunFolder] = {}
-        """Those that are open, by the name of their folder."""
+        """Open trials, by the name of their folder."""
         self.is_over = False
-        """Whether Tune is to end although not all trials were run."""
+        """Whether Tune has to end although not all trials were run."""
         self.outpost: Outpost | None = None
-        """How processes on other machines reach this one, where they do not see its folder."""
+        """How processes on machines that do not see this one's folder reach it."""
         self._heard = 0.0
         self._hearing = threading.Lock()
         self._tracker = tracker
@@ -151,14 +151,14 @@ class Supervisor:
         """State of each open trial before it began."""
 
     def open(self, trial: RunFolder, status: RunStatus, spec: RunSpec) -> None:
-        """Make the folder of a trial, or go on in it, and have it tracked."""
+        """Make the folder of a trial, or reopen it, and have it tracked."""
         trial.open(status, dump_resolved(spec))
         self.trials[trial.path.name] = trial
         self._first[trial.path.name] = status
         self._tracker.add(trial)
 
     def close(self, trial: RunFolder, status: Status, failure: Failure | None = None) -> RunStatus:
-        """Write the end of an open trial, unless its own process has; gives the end that counts."""
+        """Write the end of an open trial, unless its own process has; returns the end that counts."""
         self.hear()
         if self.outpost is not None:
             self.outpost.desk.clear(shown(trial.path))
@@ -174,12 +174,12 @@ class Supervisor:
         return end
 
     def track_again(self, trial: RunFolder) -> None:
-        """Have the new end of a trial tracked, which had ended otherwise."""
+        """Track a trial again whose end has changed."""
         self._tracker.add(trial)
 
     @contextlib.contextmanager
     def reached_by(self, outpost: Outpost | None) -> Iterator[None]:
-        """While Ray runs, let processes on other machines reach this one; null: all see its folder."""
+        """While Ray runs, let processes on other machines reach this one; None: they see its folder."""
         self.outpost = outpost
         try:
             yield
@@ -188,19 +188,19 @@ class Supervisor:
             self.outpost = None
 
     def hand_over(self, run: RunFolder) -> None:
-        """Let a process on another machine have a run's records before it trains."""
+        """Give a run's records to the process on another machine that will train it."""
         if self.outpost is not None:
             self.outpost.desk.lay(shown(run.path), read_records(run.path))
 
     def hear(self) -> None:
-        """Write down what processes on other machines have told."""
+        """Write down what processes on other machines have reported."""
         if self.outpost is None:
             return
-        with self._hearing:  # in the order in which it was told
+        with self._hearing:  # one at a time, so that changes are written in their order
             runs = {shown(run.path): run for run in (self.folder, *self.trials.values())}
             try:
                 changes_by_run = self.outpost.desk.collect()
-            except Exception as error:  # Ray tells by itself what has become of a cluster
+            except Exception as error:  # if the cluster is lost, Ray raises that elsewhere
                 logger.info("the desk does not answer: %s", error)
                 return
             for address, changes in changes_by_run.items():
@@ -208,14 +208,14 @@ class Supervisor:
                     write_records(runs[address], changes)
 
     def watch(self, work: Callable[[], Any], look: Callable[[], None]) -> None:
-        """Work in a thread until it ends; after a signal, until all have saved their state or took too long.
+        """Work in a thread until it ends; after a signal, until all runs have saved their state or take too long.
 
         Args:
-            work: What trains.
+            work: Trains.
             look: Called now and then, and at the end.
 
         Raises:
-            StorageError: the folder is gone, or another driver took it over; what still works there is not waited for.
+            StorageError: the folder is gone, or another driver took it over; `work` is not waited for.
             Exception: what `work` raised.
         """
         ticks = _run_beside(work)
@@ -234,11 +234,11 @@ class Supervisor:
                 break
         self.is_over = True
         for _ in itertools.islice(ticks, round(END_S / POLL_S)):
-            pass  # until Tune, or Ray Train, has ended as well
+            pass  # gives Tune or Ray Train time to end
         look()
 
     def _have_stopped(self) -> bool:
-        """Ask all for a stop, also what began since the last time; tells whether nobody should wait any more."""
+        """Ask the run and all open trials to stop; returns whether there is nothing left to wait for."""
         trials = list(self.trials.values())
         for folder in [self.folder, *trials]:
             folder.request_stop()
@@ -255,7 +255,7 @@ def _has_ended(trial: RunFolder) -> bool:
 
 
 def _run_beside(work: Callable[[], Any]) -> Iterator[None]:
-    """Run `work` in a thread, so that the main thread hears signals; yields now and then until it has ended.
+    """Run `work` in a thread, so that the main thread hears signals; yields every `POLL_S` until it has ended.
 
     Raises:
         BaseException: what `work` raised.
@@ -278,11 +278,11 @@ def _run_beside(work: Callable[[], Any]) -> Iterator[None]:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What asks for a stop: Ctrl-C, a machine that goes, a terminal that goes."""
+"""What asks for a stop: Ctrl-C, a machine that shuts down, a terminal that closes."""
 
 
 class StopSignals:
-    """Hears `SIGNALS` while it is entered: the first is noted, a second raises KeyboardInterrupt.
+    """Context that catches `SIGNALS`: the first is noted, a second raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, it hears nothing.
     """
@@ -298,15 +298,15 @@ class StopSignals:
 
     @property
     def overdue(self) -> bool:
-        """True once a signal came so long ago that nobody should wait for a saved state any more."""
+        """True once the signal came so long ago that saved states are not waited for any more."""
         return self.received is not None and time.monotonic() - self._received_at > GRACE_S
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                # under `nohup` the work is meant to go on without its terminal
-                outlives = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
-                if not outlives:
+                # ignored under `nohup`, where work is meant to go on without its terminal
+                is_nohup = number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+                if not is_nohup:
                     self._previous[number] = signal.signal(number, self._hear)
         return self
 
@@ -315,7 +315,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Take the signal for received, if none was."""
+        """Act as if this signal had come, unless one has already."""
         if self.received is None:
             self.received = number
             self._received_at = time.monotonic()

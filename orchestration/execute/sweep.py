@@ -1,4 +1,4 @@
-"""`boxseg sweep`: from settings to the best checkpoint; Ray Tune runs the trials, their folders tell how they went."""
+"""`boxseg sweep`: from settings to the best checkpoint. Ray Tune runs the trials; their folders say how they went."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def run_sweep(
 
     Args:
         spec: All settings.
-        start: What to do about an earlier sweep of this name; null: refuse to start beside an interrupted one.
-        earlier: Id, folder or name of the sweep to go on with; null: the newest of this name.
-        more: Settings to try besides those that are planned, where `start` is `more`.
-        max_failures: End as after a signal once so many trials have failed; null: go on.
-        train_fn: The training loop; null: that of boxseg.
+        start: What to do about an earlier sweep of this name; None: refuse to start beside an interrupted one.
+        earlier: Id, folder or name of the sweep to go on with; None: the newest of this name.
+        more: Settings to try besides those that are planned, if `start` is `more`.
+        max_failures: Once this many trials have failed, end as after a signal; None: never.
+        train_fn: The training loop; None: that of boxseg.
         progress: Show progress on stderr.
 
     Returns:
@@ -111,7 +111,7 @@ def run_sweep(
 
 
 def _run_trials(trials: Trials, *, progress: bool) -> None:
-    """Start Ray, run the trials that have not ended, and wait for them; none is left open."""
+    """Start Ray, run the trials that have not ended, wait for them, and close all of them."""
     spec, signals = trials.plan.spec, trials.supervisor.signals
     planned = spec.sweep.num_trials
     try:
@@ -134,7 +134,9 @@ def _run_trials(trials: Trials, *, progress: bool) -> None:
                                 tuner.fit, functools.partial(trials.look, display)
                             )
                     finally:
-                        trials.plan = replace(trials.plan, shares=None)  # it goes with Ray
+                        trials.plan = replace(
+                            trials.plan, shares=None
+                        )  # an actor that ends with Ray
             trials.close_all(interrupted=signals.has_received())
             display.update(trials.table())
     finally:
@@ -147,7 +149,7 @@ def conclude(trials: Trials) -> SweepResult:
     interrupted = trials.supervisor.signals.has_received()
     table, checkpoint = _keep_best(trials)
     best = table.best()
-    # Of equal trials another may have ended first; and of one that ended after a kill nobody has told.
+    # Again, because the driver may not have seen the end of each trial, nor their ends in the order of the table.
     trials.tell_best(best)
     write_atomic(folder.path / "table.md", markdown_table(table) + "\n")
     report = None if interrupted else try_report(folder.path)
@@ -175,7 +177,7 @@ def conclude(trials: Trials) -> SweepResult:
 
 
 def read_result(folder: RunFolder, spec: SweepSpec) -> SweepResult:
-    """How a sweep that has ended did, from its folder; `spec` are the settings of the file, which asks for no more."""
+    """The result of a sweep that has ended, from its folder; `spec` is that of a file that asks for no more trials."""
     table = read_table(folder.path, extend_sweep(spec, folder))
     kept, page = folder.path / BEST, folder.path / "report" / PAGE
     return SweepResult(
@@ -190,9 +192,9 @@ def read_result(folder: RunFolder, spec: SweepSpec) -> SweepResult:
 
 
 def _keep_best(trials: Trials) -> tuple[SweepTable, Path | None]:
-    """Copy the best trial's best checkpoint to the sweep; gives the table, whose best trial that is.
+    """Copy the best trial's best checkpoint to the sweep's folder; returns the table with that trial as the best.
 
-    A trial that has lost this checkpoint has no value any more, and the next one is the best.
+    A trial whose best checkpoint is lost loses its value as well, and the next trial is the best.
     """
     while True:
         table = read_table(trials.folder.path, trials.plan.spec)
@@ -206,7 +208,7 @@ def _keep_best(trials: Trials) -> tuple[SweepTable, Path | None]:
 
 
 def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
-    """The copy gets its name once it is whole; that of an earlier end is removed even if there is none.
+    """The copy gets its name only once it is complete; one of an earlier end is removed even if there is no best trial.
 
     Raises:
         CheckpointError: the checkpoint of the best evaluation is damaged or gone.
@@ -218,7 +220,7 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
         return None
     checkpoints = Path(best.folder) / "checkpoints"
     if trials.plan.train_fn is not None and newest_step(checkpoints) == 0:
-        return None  # a loop of its own may write none
+        return None  # another training loop need not write checkpoints
     source = folder_of(checkpoints, best.best_step or 0)
     with contextlib.suppress(FileNotFoundError):
         shutil.copytree(fetch_checkpoint(source), scratch)
@@ -232,7 +234,7 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
 
 
 def _common_failure(table: SweepTable) -> Failure:
-    """Why no trial has a value: their own failure where all failed alike."""
+    """Why no trial has a value; of the class of their failures, if that is the same for all."""
     failures = [row.failure for row in table.rows if row.failure is not None]
     errors = {type(error_of(failure)).__name__ for failure in failures}
     reason = f"the first: {failures[0].text}" if failures else "none reported a value"

@@ -1,4 +1,4 @@
-"""The trials of a sweep as its driver sees them: what each is to do, its start, its losses and its end."""
+"""The trials of a sweep as its driver sees them: what each gets, its start, the loss of its process, and its end."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_fol
 from orchestration.store.mirror import fetch_checkpoint
 
 SHOW_S = 1.0
-"""Time between two looks at the trials [s]; longer where a look takes more than a twentieth of it."""
+"""Time between two looks at the trials [s]; longer where a look takes more than a twentieth of this."""
 
 
 @dataclass(frozen=True)
 class SweepPlan(Work):
-    """What the process of each trial gets; the folder is the sweep's."""
+    """What the processes of all trials get; `folder` is that of the sweep."""
 
     spec: SweepSpec
     shares: Shares | None = None
-    """None where trials have a fixed number of workers."""
+    """Divides the workers among elastic trials; None: trials have a fixed number of workers."""
 
     def trial_folder(self, trial: Trial) -> RunFolder:
-        """Where a trial lives."""
+        """Folder of a trial."""
         return trial_folder(self.folder, trial.number)
 
     def payload(self, trial: Trial) -> Payload:
         """What the trial's workers get.
 
         Raises:
-            ConfigError: the trial's values are not possible together.
+            ConfigError: the trial's values do not fit together.
         """
         return Payload(
             find_start(self.spec.trial(trial.values, trial.seed)),
@@ -73,17 +73,17 @@ class Trials:
 
         Args:
             plan: What each trial gets.
-            tags: Of the sweep; every trial has them as well.
-            supervisor: Of the sweep.
-            past: Trials of the sweep before it was interrupted.
-            max_failures: End as after a signal once so many trials have failed; null: go on.
+            tags: Tags of the sweep, which every trial has as well.
+            supervisor: Supervisor of the sweep.
+            past: Trials that the sweep had before this command.
+            max_failures: Once this many trials have failed, end as after a signal; None: never.
         """
         self.plan = plan
         self.past = past
         self.folder = RunFolder(plan.folder)
         self.supervisor = supervisor
         self.storage_failure: Failure | None = None
-        """What the storage did not take of a trial; no other trial would fare better, so the sweep is to stop."""
+        """Set once a trial could not be written; no other trial would fare better, so the sweep stops."""
         self._tags = tags
         sweep = plan.spec.sweep
         ended = [row for row in past if row.has_ended]
@@ -94,7 +94,7 @@ class Trials:
         self._show_at = 0.0
         self._began = time.monotonic()
         self.stopped_by = ""
-        """The setting that keeps further trials from beginning; empty where none does."""
+        """The setting because of which no further trial begins; empty if there is none."""
         self.folder.note(
             "sweep_start", id=plan.folder.name, planned=sweep.num_trials, ended=self.ended
         )
@@ -109,7 +109,7 @@ class Trials:
         return read_table(self.folder.path, self.plan.spec, self._ended.rows)
 
     def look(self, display: SweepProgress) -> None:
-        """Show progress, and stop the sweep where it makes no sense to go on."""
+        """Show progress, and stop the sweep if it makes no sense to go on."""
         began = time.monotonic()
         if began > self._show_at:
             display.update(self.table())
@@ -122,7 +122,7 @@ class Trials:
         """Whether another setting may begin, by `sweep.time_budget_h` and `sweep.patience`."""
         sweep = self.plan.spec.sweep
         if not self._drawn:
-            return True  # a sweep of nothing would tell nothing
+            return True  # every sweep has at least one trial
         passed_h = (time.monotonic() - self._began) / 3600
         if sweep.time_budget_h is not None and passed_h >= sweep.time_budget_h:
             self.stopped_by = f"sweep.time_budget_h {sweep.time_budget_h:g}"
@@ -131,9 +131,9 @@ class Trials:
         return not self.stopped_by
 
     def _settings_without_gain(self) -> int:
-        """How many settings in a row have ended since the best one, in the order in which they began.
+        """How many settings have begun after the best one and ended without being better.
 
-        Those of earlier commands do not count: who goes on with a sweep wants to see more of it.
+        Settings of earlier commands do not count: whoever resumes a sweep wants to see more of it.
         """
         num_seeds = len(self.plan.spec.sweep.seeds)
         best = self._ended.best()
@@ -150,19 +150,19 @@ class Trials:
         return without_gain
 
     def note_drawn(self, trial: Trial) -> None:
-        """Journal what a trial is before its folder is made, so that a kill in between loses nothing."""
+        """Write a trial's values to the journal before its folder is made, so that a kill in between loses nothing."""
         if trial.number not in self._drawn:
             self._drawn.add(trial.number)
             self.folder.note("trial_drawn", **asdict(trial))
 
     def status_of(self, trial: Trial) -> TrialStatus | None:
-        """How a trial stands, as the table has it."""
+        """The state of a trial as a row of the table; None where it cannot be read."""
         return read_trial(self.plan.trial_folder(trial).path, self.plan.spec.sweep.criterion)
 
     def open(self, trial: Trial) -> None:
-        """Make the trial's folder before its process looks for it; values that are impossible end it at once."""
+        """Make the trial's folder before its process looks for it; a trial with impossible values fails at once."""
         folder = self.plan.trial_folder(trial)
-        # Tune starts a trial again after a loss
+        # it is open already if Tune starts it again because its process was lost
         if self.folder.stop_requested() or self._is_open(folder):
             return
         spec: RunSpec = self.plan.spec
@@ -179,7 +179,7 @@ class Trials:
         self.folder.note("trial_start", trial=folder.path.name, step=folder.stored().step)
 
     def _tell_shares(self) -> None:
-        """Let the places of trials that have ended go to others."""
+        """Tell the shares which trials run and how many will follow, so that free places go to others."""
         if self.plan.shares is None:
             return
         numbers = [int(name.rpartition("-")[2]) for name in self.supervisor.trials]
@@ -209,14 +209,14 @@ class Trials:
         )
 
     def close(self, trial: Trial, status: Status, failure: Failure | None = None) -> None:
-        """Write down how a trial ended, unless its own process has; then bring the sweep's best value up to date."""
+        """Write how a trial ended, unless its own process has; then update the sweep's best value."""
         folder = self.plan.trial_folder(trial)
         if self._is_open(folder):
             self._close(folder, status, failure)
 
     def _close(self, folder: RunFolder, status: Status, failure: Failure | None = None) -> None:
         if status == "stopped" and self.folder.stop_requested():
-            status = "interrupted"  # its process may have gone at once, with nothing done
+            status = "interrupted"  # the sweep was asked to stop, and the trial's process ended without a status
         end = self.supervisor.close(folder, status, failure)
         self._note_end(end)
         self._failures += end.status == "failed"
@@ -235,7 +235,7 @@ class Trials:
         self.tell_best(best)
 
     def tell_best(self, best: TrialStatus | None) -> None:
-        """Have the sweep's own folder name a trial as the best."""
+        """Write into the sweep's status which trial is the best."""
         metrics = {} if best is None else best.metrics
         self.folder.update(
             step=self.ended,
@@ -245,7 +245,7 @@ class Trials:
         )
 
     def _note_end(self, end: RunStatus) -> None:
-        """Write a trial's end into the journal, with its cause where it did not come by itself."""
+        """Write a trial's end to the journal, with its cause unless the trial finished."""
         details: dict[str, Any] = {"cause": "", "step": end.step}
         if end.failure is not None:
             details["cause"] = end.failure.text
@@ -257,7 +257,7 @@ class Trials:
         self.folder.note("trial_end", trial=end.id, status=end.status, **details)
 
     def lost(self, trial: Trial, error: BaseException | None) -> None:
-        """Note that Tune starts a trial's process again; with less memory if that was short."""
+        """Note that Tune starts a trial's process again; if memory was short, with a split batch."""
         folder = self.plan.trial_folder(trial)
         if not self._is_open(folder) or sound_status(folder.path) is None:
             return
@@ -270,9 +270,9 @@ class Trials:
         self.supervisor.hand_over(folder)
 
     def lose_best(self, row: TrialStatus, fault: str) -> None:
-        """Take back the value of a trial whose best checkpoint is lost; if it had ended, it has failed.
+        """Take back the value of a trial whose best checkpoint is lost; if the trial had ended, it counts as failed.
 
-        Unless its process was ended before it told of a newer best one, which counts then.
+        If there is a newer best checkpoint, which the trial's process did not live to report, that one counts instead.
         """
         folder = RunFolder(row.folder)
         checkpoints = folder.path / "checkpoints"
@@ -293,14 +293,14 @@ class Trials:
         self._report_best()
 
     def close_all(self, *, interrupted: bool) -> None:
-        """Close what is still open when no trial runs any more."""
-        reason = f"the trial's process ended without a word; {self.folder.logs} may tell why"
+        """Close the trials that are still open when none runs any more."""
+        reason = f"the trial's process ended without a message; {self.folder.logs} may tell why"
         for folder in list(self.supervisor.trials.values()):
             if interrupted:
                 self._close(folder, "interrupted")
             else:
                 self._close(folder, "failed", Failure("WorkerLost", reason))
-        # a worker may have written a status after the end of its trial
+        # a worker may have written a status after its trial was closed
         for trial in list_in(self.folder.path):
             if trial.status == "created":
                 RunFolder(trial.folder).finish("interrupted")

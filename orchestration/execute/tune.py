@@ -1,4 +1,4 @@
-"""A sweep as Ray Tune sees it: what it runs, how it searches and schedules, and whom it tells."""
+"""A sweep in terms of Ray Tune: what Tune runs, how it searches and schedules, and how the sweep hears of it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
-            # Ray's own state of an earlier start is not read: ours is in the folders
+            # a new name, so that Ray does not read its own state of an earlier start: ours is in the folders
             name=f"tune-{new_id()}",
             storage_path=str(plan.folder / "logs"),
-            # only lost processes: trials do not raise
+            # for lost processes: trials do not raise
             failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),
             callbacks=[make_callback(sweep)],
             stop=make_stopper(sweep),
@@ -68,7 +68,7 @@ def _trial_resources(plan: SweepPlan) -> dict[str, float]:
 
 
 def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
-    """What stops weak trials; it knows the trials of before an interruption."""
+    """The scheduler that stops weak trials; it knows the trials of earlier commands."""
     spec = sweep.plan.spec
     scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
     if scheduler is None:
@@ -85,10 +85,10 @@ def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
 def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
     """Body of a Tune actor: trains here, or waits for Ray Train's workers.
 
-    An error is left in the trial's folder instead of raised: Tune would only try the same again.
+    An error is written to the trial's folder instead of raised: Tune would only try the same again.
 
     Raises:
-        StorageError: the folder cannot be written; Tune tells the sweep's driver.
+        StorageError: the folder cannot be written; Tune passes this on to the sweep's driver.
     """
     trial: Trial = config["trial"]
     plan = plan.here()
@@ -100,14 +100,14 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
         folder = plan.trial_folder(trial)
         with (
             folder_received(plan.outpost, folder.path, trains=False),
-            # the driver finds what is damaged too, and writes it anew
+            # the driver finds the damage as well, and writes the status anew
             contextlib.suppress(DamagedError),
         ):
             folder.finish("failed", error)
 
 
 class _NotRestored:
-    """Tune stores searcher, callbacks and stopper to restore an experiment; our journal serves for that."""
+    """Keeps Tune from storing searcher, callbacks and stopper to restore an experiment; our journal does that."""
 
     def __reduce__(self) -> tuple[Callable[[], object], tuple[()]]:
         return object, ()
@@ -135,14 +135,14 @@ def make_searcher(sweep: Trials, queue: TrialQueue) -> Searcher:
             self, trial_id: str, result: dict | None = None, error: bool = False
         ) -> None:
             trial = self._trials[trial_id]
-            # Tune's result is the last evaluation, which need not be the best
+            # not from Tune's result, which is the last evaluation and need not be the best
             queue.ended(trial.number, sweep.status_of(trial))
 
     return QueueSearcher()
 
 
 def make_callback(sweep: Trials) -> Callback:
-    """Tells the sweep what Tune does."""
+    """Passes on to the sweep which trials Tune starts, ends and loses."""
     from ray import tune
 
     class TrialCallback(_NotRestored, tune.Callback):
@@ -173,7 +173,7 @@ def make_callback(sweep: Trials) -> Callback:
 
 
 def make_stopper(sweep: Trials) -> Stopper:
-    """Ends Tune once the sweep is over early; a sweep that is resumed runs the trials that are left."""
+    """Ends Tune if the sweep ends early; the trials that are left can be run by resuming the sweep."""
     from ray import tune
 
     class SweepStopper(_NotRestored, tune.Stopper):

@@ -1,4 +1,4 @@
-"""What a training process does, whoever started it: receive the run, train, and leave an end in the run's folder."""
+"""What a training process does, whoever started it: receive the run, train, and write the end to the run's folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def train_worker(arguments: dict[str, Any]) -> Failure | None:
     """Body of a Ray Train worker; `arguments["payload"]` is a Payload.
 
     Returns:
-        Why a worker that trains alone failed, where starting it again would not help; Ray starts again what raises.
+        The failure of a worker that trains alone, if starting it again would not help: Ray restarts workers that raise.
     """
     import ray.train
     import ray.train.torch
@@ -61,7 +61,7 @@ def train_worker(arguments: dict[str, Any]) -> Failure | None:
         failure = Failure.of(error)
         if workers == 1 and failure.rule.policy != "retry":
             return failure
-        # other ranks would wait for this one, so Ray has to end them, and starts all of them again
+        # raised also if it will only come again: other ranks wait for this one, and Ray ends them
         raise
     return None
 
@@ -75,20 +75,22 @@ def train_here(
     send: Send | None = None,
     taken_away: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train in this process and leave the end in the run's folder; short of memory, go on with a split batch.
+    """Train in this process and write the end to the run's folder; if memory is short, go on with a split batch.
 
     Args:
         payload: What to train, and where.
         device: Torch device.
-        rank: This process among those that train together, whose torch process group is up; rank 0 writes metrics.
-        workers: How many there are. Several cannot try again by themselves: the error tells Ray to start them.
-        send: Gets the metrics of every evaluation, on every rank; those of the last one once the run has finished. A
-            run that had finished before sends only these.
-        taken_away: Tells whether one of the machines will go soon; waits for all ranks, which ask equally often.
+        rank: Rank of this process; rank 0 writes metrics.
+        workers: Number of processes that train together, in a torch process group that is already up. If there are
+            several, none can try again by itself: it raises, and Ray restarts all of them.
+        send: Gets the metrics of every evaluation, on every rank; those of the last one only once the run has finished.
+            If the run had finished before, it gets only these.
+        taken_away: Says whether one of the machines will soon be taken away. It waits for all ranks, so they have to
+            call it equally often.
 
     Raises:
-        PreemptedError: the state is saved because a machine will go; the run is to go on elsewhere.
-        StorageError: the run's folder cannot be written, so nothing there tells how the run ended.
+        PreemptedError: the state is saved because a machine will be taken away; the run has to go on elsewhere.
+        StorageError: the run's folder cannot be written, so nothing there says how the run ended.
         Exception: what the loop raised.
     """
     folder = RunFolder(payload.folder)
@@ -123,12 +125,12 @@ def folder_received(
     alone: bool = True,
     trains: bool = True,
 ) -> Iterator[Courier | None]:
-    """Have a run's folder on this machine; gives what carries its changes away, where the driver does not see it.
+    """Have a run's folder on this machine; yields what carries changes to a driver that does not see this folder.
 
-    Without `trains` only its records, which go to the driver whatever the store does.
+    Without `trains` only its records are fetched and carried, which does not depend on the store.
 
     Raises:
-        StorageError: the run's store does not answer or refuses us.
+        StorageError: the run's store does not answer or refuses access.
     """
     if outpost is None or outpost.is_home(folder):
         yield None
@@ -140,7 +142,7 @@ def folder_received(
         if not alone:
             from boxseg.engine.distributed import gather_objects
 
-            # others of the same machine have the folder then
+            # if rank 0 is on this machine, it has received the folder for all
             leader = gather_objects(courier.mark if rank == 0 else None)[0]
             if rank != 0 and not courier.is_received(leader):
                 stack.enter_context(courier)
@@ -148,7 +150,7 @@ def folder_received(
 
 
 def _write_failure(payload: Payload, folder: RunFolder, error: Exception) -> bool:
-    """Leave a failure in the run's folder: as its end, or as the reason for going on with a split batch.
+    """Write a failure to the run's folder: as its end, or as the reason for going on with a split batch.
 
     Returns:
         Whether the batch was split.
@@ -173,7 +175,9 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     status = folder.stored()
     if _is_to_stay(status, alone=reporter.workers == 1):
         return
-    if status.status == "finished":  # its process was lost before Ray heard of the end
+    if (
+        status.status == "finished"
+    ):  # an earlier process was lost before it could tell Ray of the end
         reporter.finish(status.step, status.metrics)
         return
     if reporter.rank == 0:
@@ -200,18 +204,18 @@ def _train_once(reporter: FileReporter, device: str) -> None:
 
 
 def _is_to_stay(status: RunStatus, *, alone: bool) -> bool:
-    """Whether a run keeps the end that it has, although Ray has started its process again, as after any error."""
+    """Whether a run keeps its end although Ray has restarted its process, as Ray does after any error."""
     if status.status in ("stopped", "interrupted"):
         return True
     failure = status.failure
     if status.status != "failed" or failure is None or failure.rule.policy != "stop":
         return False
-    # among several workers, an error that boxseg did not raise may only follow from another worker's
+    # with several workers, an error that boxseg did not raise may only be the consequence of another worker's
     return alone or failure.is_ours
 
 
 def _give_way(reporter: FileReporter, step: int) -> NoReturn:
-    """End this process because a machine goes; Ray starts another elsewhere."""
+    """End this process because a machine will be taken away; Ray starts another one elsewhere."""
     notice = PreemptedError(f"a machine will be taken away; the state of step {step} is saved")
     if reporter.rank == 0:
         reporter.folder.note_retry(Failure.of(notice), "other machines go on from there")
@@ -219,10 +223,10 @@ def _give_way(reporter: FileReporter, step: int) -> NoReturn:
 
 
 def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
-    """After a lack of memory, have the run go on with each worker's batch in twice as many parts; its size stays.
+    """If a run failed for lack of memory, have it go on with each worker's batch in twice as many parts.
 
     Returns:
-        Whether the batch was split. False if memory was not short, or if each part would hold less than one image.
+        Whether the batch was split. False if memory was not short, or if a part would have less than one image.
     """
     parts = 2 * (folder.stored().accumulate or spec.train.accumulate)
     if failure.rule.policy != "halve" or parts > spec.train.batch_size // spec.resources.workers:
@@ -232,7 +236,7 @@ def split_batch(spec: RunSpec, folder: RunFolder, failure: Failure) -> bool:
 
 
 def _free_memory() -> None:
-    """Give back what a failed attempt held."""
+    """Give back the memory that a failed attempt held."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -222,7 +222,7 @@ def test_other_boxes_are_not_mixed_with_the_first(done, capsys):
 def test_a_recipe_from_elsewhere_stays_as_it_is(ask, capsys):
     Path("out/recipe.yaml").write_text("name: mine\n")
     assert run(ask) == 2
-    assert "is of another origin" in capsys.readouterr().err
+    assert "was not chosen by `boxseg label`" in capsys.readouterr().err
     assert Path("out/recipe.yaml").read_text() == "name: mine\n"
 
 
