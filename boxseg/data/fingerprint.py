@@ -294,7 +294,7 @@ def _is_in_bars(bbox: list[float], shown: Extent, size: Size) -> bool:
     return 2 * overlap(corners(bbox), shown) < in_image
 
 
-def _contrast_inside(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
+def _contrast_inside(pixels: NDArray[np.uint8], bbox: list[float]) -> float | None:
     """`_contrast` of a box; None as well if it leaves its image."""
     x, y, width, height = bbox
     if min(x, y) < 0 or x + width > pixels.shape[1] or y + height > pixels.shape[0]:
@@ -302,24 +302,26 @@ def _contrast_inside(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float 
     return _contrast(pixels, bbox)
 
 
-def _contrast(pixels: NDArray[np.uint8], bbox: Sequence[float]) -> float | None:
+def _contrast(pixels: NDArray[np.uint8], bbox: list[float]) -> float | None:
     """How far the object of a box is from the mean colour of its surroundings (CIELAB).
 
     None if too few pixels are in the box or around it.
     """
-    x, y, width, height = bbox
-    margin = max(2.0, MARGIN * max(width, height))
-    left, top = (max(math.floor(corner - margin), 0) for corner in (x, y))
-    right, bottom = math.ceil(x + width + margin), math.ceil(y + height + margin)
-    step = math.ceil(max(width, height) / CONTRAST_PX)
+    limits = pixels.shape[1::-1] * 2
+    x1, y1, x2, y2 = np.clip(corners(bbox), 0, limits).tolist()
+    longer = max(x2 - x1, y2 - y1)
+    margin = max(2.0, MARGIN * longer)
+    left, top = (max(math.floor(side - margin), 0) for side in (x1, y1))
+    right, bottom = math.ceil(x2 + margin), math.ceil(y2 + margin)
+    step = max(math.ceil(longer / CONTRAST_PX), 1)
     outer = pixels[top:bottom:step, left:right:step]
     if 0 in outer.shape:
         return None
     # Centres of the pixels.
     rows = step * np.arange(outer.shape[0])[:, None] + top + 0.5
     columns = step * np.arange(outer.shape[1])[None] + left + 0.5
-    is_between_rows = (rows > y) & (rows < y + height)
-    is_between_columns = (columns > x) & (columns < x + width)
+    is_between_rows = (rows > y1) & (rows < y2)
+    is_between_columns = (columns > x1) & (columns < x2)
     inside = is_between_rows & is_between_columns
     if min(inside.sum(), (~inside).sum()) < FEWEST_PIXELS:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from boxseg.coco.odd_entries import corners
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
 from boxseg.evaluation.panels import MARGIN, scale_picture
 from boxseg.files.reading import UnreadableError, read_picture
@@ -33,12 +33,13 @@ BROWSER_FORMATS = frozenset(("BMP", "GIF", "JPEG", "PNG", "WEBP"))
 """Formats of PIL that every browser shows."""
 
 
-def write_crop(picture: NDArray[np.uint8], bbox: Sequence[float], path: Path) -> list[int]:
+def write_crop(picture: NDArray[np.uint8], bbox: list[float], path: Path) -> list[int]:
     """Write the surroundings of a box as JPEG; gives their place, x y width height in pixels of the picture."""
-    x, y, width, height = bbox
-    margin = MARGIN * max(width, height)
-    left, top = max(int(x - margin), 0), max(int(y - margin), 0)
-    bottom, right = int(y + height + margin) + 1, int(x + width + margin) + 1
+    limits = picture.shape[1::-1] * 2
+    x1, y1, x2, y2 = np.clip(corners(bbox), 0, limits).tolist()
+    margin = MARGIN * max(x2 - x1, y2 - y1)
+    left, top = max(int(x1 - margin), 0), max(int(y1 - margin), 0)
+    bottom, right = int(y2 + margin) + 1, int(x2 + margin) + 1
     crop = Image.fromarray(picture[top:bottom, left:right])
     _write_jpeg(scale_picture(crop, TILE / max(crop.size)), path)
     return [left, top, crop.width, crop.height]

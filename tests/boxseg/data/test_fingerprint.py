@@ -109,3 +109,11 @@ def test_boxes_far_outside_their_image_tell_nothing_of_its_colours(tmp_path):
         image=np.zeros((60, 80, 3), dtype=np.uint8),
     )
     assert np.isnan(take_fingerprint(source).colours.contrast)
+
+
+@pytest.mark.parametrize("end", [1e300, 1.7e308])
+def test_a_box_that_ends_far_outside_its_image_has_the_colours_of_its_part_in_it(tmp_path, end):
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    image[10:40, 30:] = 255
+    source = write_boxes(tmp_path, [30, 10, end, 40], image=image)
+    assert take_fingerprint(source).colours.contrast == pytest.approx(100, abs=5)

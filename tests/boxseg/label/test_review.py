@@ -16,7 +16,7 @@ from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
 from boxseg.label.dataset import Journal, label_images, write_labels
 from boxseg.label.review import apply_decisions, stamp_of, write_review
-from boxseg.label.review_pictures import find_outlines, find_whole
+from boxseg.label.review_pictures import find_outlines, find_whole, write_crop
 from boxseg.mask_parts import MaskPart
 
 DATA = '<script id="data" type="application/json">'
@@ -58,6 +58,13 @@ def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
         annotation["id"] for annotation in content["annotations"]
     }
     assert all((labels / f"review/crops/{card['id']}.jpg").stat().st_size for card in cards)
+
+
+@pytest.mark.parametrize("width", [1e9, 1e300, float("inf")])
+def test_of_a_box_that_ends_far_outside_its_picture_the_crop_is_what_is_inside(tmp_path, width):
+    picture = np.zeros((60, 80, 3), np.uint8)
+    place = write_crop(picture, [40.0, 20.0, width, 20.0], tmp_path / "crop.jpg")
+    assert place == write_crop(picture, [40.0, 20.0, 40.0, 20.0], tmp_path / "crop.jpg")
 
 
 def test_images_outside_of_the_folder_are_not_shown(data, labels):
