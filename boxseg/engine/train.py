@@ -263,9 +263,9 @@ def guard_collapse(metrics: dict[str, float], done: int, steps: int, limit: floa
     if limit is not None and 2 * done > steps and likeness >= limit:
         raise CollapseError(
             f"step {done}: areas of confident masks and their boxes agree to {likeness:.3f}, train.collapse_fill is "
-            f"{limit:g}: the masks are the boxes. Raise boxinst.color_thr, lower boxinst.pairwise_weight or lengthen "
-            "boxinst.warmup; for objects that are rectangles set train.collapse_fill: null. The checkpoint of this "
-            "step is saved"
+            f"{limit:g}: the masks have become boxes. Raise boxinst.color_thr, lower boxinst.pairwise_weight or "
+            "lengthen boxinst.warmup; for objects that are rectangles set train.collapse_fill: null. "
+            "The checkpoint of this step is saved"
         )
 
 

@@ -125,10 +125,10 @@ def _warn_of_classes(
     unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
     foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
     if unknown:
-        warning = f"classes that {whose} has not, or that are named alike, count as never found"
+        warning = f"classes that {whose} lacks, or that share a name, count as never found"
         logger.warning("%s: %d %s: %s", place, len(unknown), warning, ", ".join(unknown[:SHOWN]))
     if foreign:
-        warning = f"classes of {whose} are none of these, and left out"
+        warning = f"classes of {whose} are not in these data and are left out"
         logger.warning("%s: %d %s: %s", place, len(foreign), warning, ", ".join(foreign[:SHOWN]))
 
 
@@ -175,7 +175,7 @@ def _of_known_classes(
     for entry in itertools.chain(*masks_of.values()):
         category_id = entry.get("category_id")
         if entry["label"] == ABSENT and (category_id not in names or not any(known.values())):
-            problem = f"category id {category_id}, which {data.source.annotations} has not"
+            problem = f"category id {category_id}, which {data.source.annotations} lacks"
             raise DataError(f"{file.path}: an entry has {problem}; both need the same categories")
     if names:
         labels = labels_of_file(file, data)
@@ -210,7 +210,9 @@ def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageR
         told = "are found; are both files in pixels of images of the same size, with the same image ids?"
         logger.warning("%s: 0 of %d objects %s", path, objects, told)
     if other > max(own, objects / 2):
-        warning = "objects are found as another class alone; do both files mean the same by a category id?"
+        warning = (
+            "objects are only found as another class; do category ids mean the same in both files?"
+        )
         logger.warning("%s: %d of %d %s", path, other, objects, warning)
 
 

@@ -160,7 +160,7 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
         # Asked for again: by now another file may have taken the place of the one above.
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
-            raise ValueError(f"it has {size} bytes, and {limit} are the most")
+            raise ValueError(f"it has {size} bytes, and at most {limit} are allowed")
         file.seek(offset)
         # No further than the size: a file that somebody keeps writing to would have no end.
         return file.read(max(size - offset, 0))

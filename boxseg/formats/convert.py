@@ -41,7 +41,7 @@ def convert(source: Path, format_name: Format) -> Splits:
     """
     if not source.exists():
         raise DataError(
-            f"{source}: does not exist; a data set is a folder, of COCO a file (correct the path)"
+            f"{source}: does not exist; a data set is a folder, or for COCO a file (correct the path)"
         )
     return CONVERTERS[format_name](source)
 

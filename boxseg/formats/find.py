@@ -133,8 +133,8 @@ def refuse_others(path: Path) -> None:
     """
     if path.is_file() and path.suffix.lower() in OTHER_ENDINGS:
         raise ConfigError(
-            f"{path}: is no COCO file (.json), and no other is read; export it as COCO instances, or import the whole "
-            "folder with `boxseg data import` if it is one of YOLO or VOC"
+            f"{path}: is not a COCO file (.json), and no other file is read; export it as COCO instances, or import "
+            "the whole folder with `boxseg data import` if it is one of YOLO or VOC"
         )
     if path.is_dir():
         raise ConfigError(

@@ -162,7 +162,7 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
     if repeated:
         splits = " and ".join(tally.splits_of[repeated[0]])
         value = f"{len(repeated)} images are in several splits, such as {repeated[0]} in {splits}"
-        rule = "what is measured on images that were learnt from says nothing of new ones"
+        rule = "results on images that were trained on say nothing about new ones"
         logger.warning("%s: %s; %s (correct the folders in data.yaml)", source, value, rule)
     shared = [path for path, images in tally.read_labels.items() if len(images) > 1]
     if shared:
@@ -171,7 +171,7 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
         logger.warning("%s: %s; %s (rename or remove one of them)", source, value, rule)
     stray = _find_stray({path for image in tally.splits_of for path in _label_paths(image)})
     if stray:
-        value = f"{len(stray)} label files are of no image (the first: {stray[0]})"
+        value = f"{len(stray)} label files belong to no image (the first: {stray[0]})"
         endings = ", ".join(sorted(IMAGE_ENDINGS))
         logger.warning("%s: %s; images end in %s", source, value, endings)
 
@@ -241,7 +241,7 @@ def _read_layout(source: Path) -> Layout:
                 )
             return Layout([line.strip() for line in lines], {"all": [source / "images"]}, 0)
     raise DataError(
-        f"{source}: is no YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt "
+        f"{source}: is not a YOLO data set; it needs data.yaml, or images/, labels/ and classes.txt "
         "(such as a data.yaml of two lines, train: FOLDER and names: [CLASS, …]; a COCO file is named itself"
         f"{example_json(source)})"
     )
@@ -448,7 +448,7 @@ def _outline(shares: NDArray[np.float64]) -> NDArray[np.float64]:
 def _label(number: float, num_classes: int) -> int:
     label = int(number)
     if label != number or not 0 <= label < num_classes:
-        raise ValueError(f"class {number:g} is none of 0 … {num_classes - 1}")
+        raise ValueError(f"class {number:g} is not in 0 … {num_classes - 1}")
     return label
 
 

@@ -148,7 +148,7 @@ def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:
     for annotation_id, decision in decided.items():
         if annotation_id not in known or decision not in DECISIONS:
             raise DataError(
-                f"{path}: annotation {annotation_id} has {decision!r:.40} or is none of the labels; {rule}"
+                f"{path}: annotation {annotation_id} has {decision!r:.40} or is not among the labels; {rule}"
             )
     return decided
 
@@ -157,7 +157,7 @@ def _require_stamp(stamp: Any, expected: str, path: Path) -> None:
     """Refuse decisions about other labels: ids alone do not tell, as other labels have the same ones."""
     if stamp is None:
         raise DataError(
-            f"{path}: does not tell which labels it is about; the stamp of these is {expected!r} "
+            f"{path}: does not say which labels it is about; the stamp of these is {expected!r} "
             f'(if it is about them, write {{"labels": "{expected}", "decisions": …}})'
         )
     if stamp != expected:

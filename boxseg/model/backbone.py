@@ -102,7 +102,7 @@ def build_backbone(
 
     Raises:
         ConfigError: the name is unknown, or the network has no maps of strides 8, 16 and 32.
-        DataError: the weights cannot be had or do not fit.
+        DataError: the weights cannot be loaded or do not fit.
     """
     check_backbone_name(name)
     backbone, is_loaded = _build_with_weights(name, weights)

@@ -121,7 +121,8 @@ def named_errors(place: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, urllib.error.URLError) as error:
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"{place}: the weights cannot be had ({cause}); set model.weights to the path of a state dict, or to none"
+            f"{place}: the weights cannot be loaded ({cause}); set model.weights to the path of a state dict, "
+            "or to none"
         ) from error
 
 

@@ -321,7 +321,7 @@ def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
     known = [name for name in commands.list_commands(root) if name not in LOCAL]
     if command[0] not in known:
         raise ConfigError(
-            f"jobs submit: {command[0]} is no command for a job; choose one of {', '.join(known)}"
+            f"jobs submit: {command[0]} cannot run as a job; choose one of {', '.join(known)}"
         )
     wanted = commands.get_command(root, command[0])
     # parses, and runs nothing

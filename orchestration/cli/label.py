@@ -271,4 +271,4 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])
     # only now, so that the summary is printed all the same
     if problems and len(problems) == summary["images"]:
-        raise DataError("no image could be read; `boxseg data check` tells more")
+        raise DataError("no image could be read; `boxseg data check` says more")

@@ -219,7 +219,7 @@ def _end_sweep(result: SweepResult) -> None:
 def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
     """Said either way, as --auto-resume asks nobody."""
     if name is None:
-        say(f"no {spec.name} to go on with under {spec.storage}: begins anew")
+        say(f"no {spec.name} to go on with under {spec.storage}: starting a new one")
     else:
         say(f"goes on with {name}")
 

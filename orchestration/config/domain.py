@@ -45,8 +45,8 @@ def _in_steps(range_: tuple[Number, Number, Number]) -> tuple[Number, Number, Nu
         )
     if (high - low) / step > MAX_STEPS:
         raise ValueError(
-            f"has {(high - low) / step + 1:.3g} values; {MAX_STEPS} are the most, so take larger steps, or uniform or "
-            "randint"
+            f"has {(high - low) / step + 1:.3g} values; at most {MAX_STEPS} are allowed, so take larger steps, or "
+            "uniform or randint"
         )
     return range_
 

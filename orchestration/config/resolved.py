@@ -141,7 +141,7 @@ def parse_resolved(text: str) -> dict[str, Any]:
                 depth -= 1
             if depth > MAX_DEPTH or isinstance(event, yaml.AliasEvent):
                 fault = "it has aliases, or groups within too many groups"
-                raise ValueError(f"{fault}, which nobody wrote there")
+                raise ValueError(f"{fault}, which boxseg does not write")
         values = yaml.load(text, Loader=LOADER)
     # PyYAML has no error of its own for `!!bool word` and `!!timestamp word`
     except (yaml.YAMLError, LookupError, AttributeError) as error:

@@ -326,7 +326,7 @@ class _Reader(yaml.SafeLoader):
         try:
             path = self._folder / Path(value).expanduser()
         except RuntimeError as error:
-            reason = "the home of somebody unknown"
+            reason = "the home of an unknown user"
             raise ConfigError(f"{place} is {value}, {reason}; write the whole path") from error
         # links keep their names, unless `..` has to be followed through them
         return str(path.resolve() if ".." in path.parts else path)

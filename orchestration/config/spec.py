@@ -207,7 +207,7 @@ class SweepConfig(Config):
         if self.metric in self.against:
             raise ValueError(f"against: {self.metric} is sweep.metric already; name another one")
         if len(self.against) > 2:
-            raise ValueError(f"against names {len(self.against)} metrics; two are the most")
+            raise ValueError(f"against names {len(self.against)} metrics; at most two are allowed")
         for name, domain in self.space.items():
             if self.search == "grid" and not isinstance(domain, Choice | Together):
                 raise ValueError(
@@ -217,7 +217,7 @@ class SweepConfig(Config):
         if self.num_trials > MAX_TRIALS:
             raise ValueError(
                 f"trials: the sweep has {self.num_trials:g} (settings times seeds), and "
-                f"{MAX_TRIALS} are the most; vary less, or use search: random or tpe with fewer "
+                f"at most {MAX_TRIALS} are allowed; vary less, or use search: random or tpe with fewer "
                 "trials"
             )
         return self

@@ -125,7 +125,7 @@ def check_store_is_shared(storage: Path) -> None:
 
     Raises:
         ResourceError: names the nodes that do not reach the store, or another one, or do not answer.
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     token = secrets.token_hex(8)
     store, prefix = place_of(storage)

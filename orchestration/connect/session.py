@@ -156,7 +156,7 @@ def _cluster(spec: RunSpec) -> Iterator[None]:
                 )
         except Exception as error:
             raise ResourceError(
-                f"the Ray cluster at {_address(spec)} does not answer or refuses us: {error}; "
+                f"the Ray cluster at {_address(spec)} does not answer or refuses the connection: {error}; "
                 "check resources.address and RAY_ADDRESS, and for a cluster with tokens "
                 "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from error

@@ -47,7 +47,7 @@ def tell_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = Non
             # only the kind of errors that are not ours (of urllib's, that of their cause): texts can quote the address
             kind = type(getattr(fault, "reason", fault)).__name__
             text = str(fault) if isinstance(fault, BoxSegError) else kind
-            logger.warning("notify.%s: nobody was told of the end: %s", setting, text)
+            logger.warning("notify.%s: the end was not announced: %s", setting, text)
 
 
 def make_line(folder: RunFolder, spec: RunSpec, error: BaseException | None) -> str:

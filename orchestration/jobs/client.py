@@ -160,9 +160,8 @@ class Cluster:
         jobs = {job.id: job for job in self.jobs()}
         fits = find_ids(jobs, id)
         if len(fits) != 1:
-            known = ", ".join(fits[:5]) or "no job"
-            message = f"{id}: {known} of {self.address} begins like this"
-            raise ConfigError(f"{message}; `boxseg jobs ls` lists all")
+            found = f"fits {', '.join(fits[:5])}" if fits else "fits no job"
+            raise ConfigError(f"{id}: {found} of {self.address}; `boxseg jobs ls` lists all")
         return jobs[fits[0]]
 
     def logs(self, id: str) -> str:
@@ -211,7 +210,7 @@ class Cluster:
         while (job := self.job(id)).status not in ENDED:
             if time.monotonic() > deadline:
                 raise ResourceError(
-                    f"{id} is still {job.status} {STOP_S + 30} s after it was to stop; see "
+                    f"{id} is still {job.status} {STOP_S + 30} s after it should have stopped; see "
                     f"`boxseg jobs logs {id}` and ask again, or end its process on the cluster"
                 )
             time.sleep(POLL_S)
@@ -271,7 +270,7 @@ def _check_access(address: str, token: str | None) -> None:
     if status in (401, 403):
         reason = "does not know our token" if token else "wants a token, and there is none"
         way_out = "give the cluster's own in RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
-        raise ResourceError(f"{address} refused us: it {reason}; {way_out}")
+        raise ResourceError(f"{address} refused the request: it {reason}; {way_out}")
     if status != 200:
         message = f"{address} answers with HTTP status {status}, unlike a Ray dashboard"
         raise ResourceError(f"{message}; check the address")

@@ -46,7 +46,7 @@ def _sent(folder: Path) -> Iterator[None]:
     """Send what the job writes into its folder, where that is one of a store.
 
     Raises:
-        StorageError: the store does not answer or refuses us; or it did not take the end.
+        StorageError: the store does not answer or refuses the connection; or it did not take the end.
     """
     if address_of(folder) is None:
         yield

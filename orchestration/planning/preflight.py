@@ -228,7 +228,7 @@ def check_storage(storage: Path) -> None:
 
     Raises:
         ConfigError: it cannot be written.
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
         ResourceError: the disk is full.
     """
     folder = existing_parent(storage)

@@ -267,8 +267,8 @@ def _data_choices(train: CocoSource, machine: Machine) -> Iterator[Row]:
     yield "data.train.images", str(train.images.absolute()), reason
     yield "data.train.annotations", str(train.annotations.absolute()), ""
     reason = (
-        "Boxes have no masks to measure with, so none are held out: "
-        "a look at a few images tells that some are found."
+        "Without masks there is nothing to measure, so no images are held out: "
+        "evaluating a few of them shows that objects are found."
     )
     yield "data.val.images", str(train.images.absolute()), reason
     yield "data.val.annotations", str(train.annotations.absolute()), ""
@@ -344,7 +344,7 @@ def _length_choices(steps: int, times: Times, minutes: float | None) -> Iterator
 
 
 def _batch_choices(machine: Machine) -> Iterator[Row]:
-    reason = "Windows are small, and in more of them losses are steadier."
+    reason = "Windows are small, and losses are steadier over more of them."
     yield "train.batch_size", BATCH_SIZE, reason
     if machine.memory_bytes < LEAST_MEMORY:
         reason = f"In two parts, as there are {show_bytes(machine.memory_bytes)} of memory."
@@ -360,7 +360,7 @@ def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
     yield "train.object_size", list(OBJECT_PX), reason
     if _has_large_objects(fingerprint):
         reason = (
-            "Larger towards the end, as images have the pixels: outlines gain by a closer look."
+            "Larger towards the end, as images have the pixels: a closer look improves outlines."
         )
         yield "train.closer", CLOSER, reason
         yield "train.closer_from", CLOSER_FROM, ""
@@ -371,7 +371,7 @@ def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
     yield "train.eval_size", eval_size, reason
     yield "train.max_size", max_size, ""
     if max_size > 2 * EVAL_TILE:
-        reason = "Larger images are looked at in tiles, whatever memory there is."
+        reason = "Larger images are evaluated in tiles, which takes little memory."
         yield "train.eval_tile", EVAL_TILE, reason
 
 
@@ -383,7 +383,9 @@ def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
     yield "train.save_every", min(saves, steps), "Saved now and then, so that a kill costs little."
     reason = "The mean of the student's last states, and steadier than any of them."
     yield "train.evaluate", "teacher", reason
-    reason = "Nothing is saved by an alarm at the end; labels tell of filled boxes."
+    reason = (
+        "An alarm at the end would save nothing; each label says how much of its box it fills."
+    )
     yield "train.collapse_fill", None, reason
     yield "train.panels", 0, "The review page shows more."
 

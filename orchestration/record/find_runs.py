@@ -27,7 +27,7 @@ def list_runs(storage: Path, *, warns: bool = True) -> list[RunStatus]:
         warns: Whether to warn of unsound folders; who looks for one run has nothing to do with those of others.
 
     Raises:
-        StorageError: the storage is a store that does not answer or refuses us.
+        StorageError: the storage is a store that does not answer or refuses the connection.
     """
     refresh(storage)
     return _sorted(_status_paths(storage), warns=warns)
@@ -75,7 +75,7 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
-        StorageError: it is in a store that does not answer or refuses us.
+        StorageError: it is in a store that does not answer or refuses the connection.
     """
     folder = _find_folder(storage, name.removeprefix("best:"))
     pull_tree(folder.path)
@@ -86,7 +86,7 @@ def _best_trial(sweep: RunFolder, name: str) -> RunFolder:
     best = sweep.status().best_run
     if best is None:
         raise ConfigError(
-            f"{name}: the sweep has no best trial yet; `boxseg runs show` tells its state"
+            f"{name}: the sweep has no best trial yet; `boxseg runs show` shows its state"
         )
     return RunFolder(sweep.path / best)
 
@@ -96,7 +96,7 @@ def find_trained(storage: Path, name: str) -> Path:
 
     Raises:
         ConfigError: there is no such run, or it has no checkpoint yet.
-        StorageError: it is in a store that does not answer or refuses us.
+        StorageError: it is in a store that does not answer or refuses the connection.
     """
     folder = find_checkpoint(Path(name))
     if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
@@ -114,7 +114,7 @@ def find_start(spec: Spec) -> Spec:
 
     Raises:
         ConfigError: there is no such run, or more than one.
-        StorageError: it is in a store that does not answer or refuses us.
+        StorageError: it is in a store that does not answer or refuses the connection.
     """
     start = spec.model.start_from
     if start is not None and address_of(start) is not None:

@@ -33,7 +33,7 @@ def newest_sweep(storage: Path, name: str) -> RunFolder | None:
 
     Raises:
         ConfigError: there may be a newer one, whose status cannot be read.
-        StorageError: the storage is a store that does not answer or refuses us.
+        StorageError: the storage is a store that does not answer or refuses the connection.
     """
     refresh(storage, name)
     sweeps: list[RunStatus] = []
@@ -71,7 +71,7 @@ def driving(folder: RunFolder) -> Iterator[Syncer | None]:
 
     Raises:
         ConfigError: another process does.
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     with contextlib.ExitStack() as stack:
         make_folder(folder.path)

@@ -175,7 +175,7 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     needed = max(MIN_SETTINGS, 3 * len(names))
     if len(groups) < needed:
         have = f"{len(groups)} {'setting has' if len(groups) == 1 else 'settings have'} a value at step {step}"
-        reason = f"{have}; fewer than {needed} tell nothing reliable"
+        reason = f"{have}; fewer than {needed} say nothing reliable"
         return ImportanceStudy(step, len(rows), [], reason=reason)
     target = np.array([targets[row.id] for row in rows])
     if not names or np.ptp(target) == 0:

@@ -205,7 +205,7 @@ class Store:
             raise self._away(key, error) from error
         except (faults.PermissionDeniedError, faults.UnauthenticatedError) as error:
             raise StorageError(
-                f"{self.address}/{key}: the store refuses us ({_cause(error)}); check the credentials in the "
+                f"{self.address}/{key}: the store refuses access ({_cause(error)}); check the credentials in the "
                 "environment and their rights to read, write and list"
             ) from error
         except faults.BaseError as error:

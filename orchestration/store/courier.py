@@ -101,7 +101,7 @@ class Courier:
         """Receive the run.
 
         Raises:
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         folder = self._run.path
         make_folder(folder)
@@ -218,7 +218,7 @@ class Courier:
         """Send those of checkpoints that the store does not have.
 
         Raises:
-            StorageError: it does not answer or refuses us.
+            StorageError: it does not answer or refuses the connection.
         """
         assert self._mirror is not None
         for name in self._unsent():

@@ -256,7 +256,9 @@ class _Folder:
         def download() -> str:
             etag = self.store.download(entry.key, part)
             if etag == entry.etag and part.stat().st_size != entry.size:
-                raise StoreAwayError(f"{shown(self.path / name)}: came in part; try again later")
+                raise StoreAwayError(
+                    f"{shown(self.path / name)}: arrived incomplete; try again later"
+                )
             return etag
 
         try:
@@ -320,7 +322,9 @@ def _make_room(folder: Path, needed: int) -> None:
     try:
         most = float("inf") if not limit else 1e9 * float(limit)
     except ValueError as error:
-        raise ConfigError(f"{LIMIT_VARIABLE}: {limit} is no number; it is a size in GB") from error
+        raise ConfigError(
+            f"{LIMIT_VARIABLE}: {limit} is not a number; give a size in GB"
+        ) from error
     kept = {path.parent: _bytes_of(path.parent) for path in mirrors().rglob(INDEX)}
     free = shutil.disk_usage(folder).free - SPARE_BYTES
     for unused in sorted(kept, key=_last_used):

@@ -71,7 +71,7 @@ class Lease:
 
         Raises:
             ConfigError: another one drives.
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         seen, silent_until = "", 0.0
         while True:
@@ -96,7 +96,7 @@ class Lease:
                 seen, silent_until = etag, time.monotonic() + PATIENCE_S
                 say(
                     f"waiting up to {PATIENCE_S:.0f} s for a sign of process {other.pid} on {other.host}, which drove "
-                    f"{self._folder.name} and told no end"
+                    f"{self._folder.name} and has not said that it ended"
                 )
             time.sleep(POLL_S)
         write_atomic(self._folder / DROVE, self._holder.token, durable=False)
@@ -162,7 +162,7 @@ class Lease:
             return Holder(**json.loads(content)), etag
         except (ValueError, TypeError) as error:
             raise StorageError(
-                f"{self._store.address}/{self._key} does not tell who drives; remove it if nobody does"
+                f"{self._store.address}/{self._key} does not say who drives; remove it if nobody does"
             ) from error
 
 

@@ -84,7 +84,7 @@ class Mirror:
             only: Name of the records that matter, as in `status.json`; None: all of them.
 
         Raises:
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         listed = {
             entry.key.removeprefix(self.prefix): entry
@@ -144,7 +144,7 @@ class Mirror:
             only: The one file that is wanted; None: all of them.
 
         Raises:
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         try:
             about = json.loads((checkpoint / ABOUT).read_bytes())
@@ -170,7 +170,7 @@ class Mirror:
             records: Also if no checkpoint is new.
 
         Raises:
-            StorageError: the store does not answer or refuses us; the next time goes on from there.
+            StorageError: the store does not answer or refuses the connection; the next time goes on from there.
         """
         present = self._present()
         changed, gone = self._changed(present), self._gone(present)
@@ -198,7 +198,7 @@ class Mirror:
         """Send what the last driver could not, if that was on this machine.
 
         Raises:
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         if self._changed(self._present()) and self._has_driven_last():
             while self.push():
@@ -225,7 +225,7 @@ class Mirror:
         Those that are not here were sent by the machine that trains.
 
         Raises:
-            StorageError: the store does not answer or refuses us.
+            StorageError: the store does not answer or refuses the connection.
         """
         try:
             before = (self.folder / about).stat().st_ino
@@ -281,7 +281,7 @@ class Mirror:
         try:
             etag = self.store.download(self.prefix + name, scratch)
             if digest is not None and _digest(scratch) != digest:
-                logger.warning("%s: in the store it is not as its %s tells", path, ABOUT)
+                logger.warning("%s: in the store it does not match its %s", path, ABOUT)
                 return
             scratch.replace(path)
             about = path.stat()
@@ -428,7 +428,7 @@ def pull_tree(path: Path) -> None:
     """Bring the records of the run or sweep around a path up to date; not where this machine drives it.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     tree = tree_of(path)
     if tree is not None and time.monotonic() - _looked.get(tree, -FRESH_S) > FRESH_S:
@@ -442,7 +442,7 @@ def pull_below(parent: Path, start: str) -> None:
     """Bring the folders of a mirror here whose names begin so, as far as they are in the store; nothing elsewhere.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     if address_of(parent) is None:
         return
@@ -457,7 +457,7 @@ def bring(path: Path) -> None:
     """Have what a run or one checkpoint is used for here, by its place in a mirror alone; nothing for other paths.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     if address_of(path) is None:
         return
@@ -471,7 +471,7 @@ def fetch_network(checkpoint: Path) -> Path:
     """Have the better network of a checkpoint on this machine, which is all that its use takes; gives its folder.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     with contextlib.suppress(CheckpointError):  # whoever reads it tells
         fetch_checkpoint(checkpoint, only=f"{better_network(load_about(checkpoint))}.safetensors")
@@ -486,7 +486,7 @@ def fetch_checkpoint(checkpoint: Path, *, only: str | None = None) -> Path:
         only: The one file that is wanted; None: all of them.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     tree = tree_of(checkpoint)
     if tree is not None and find_checkpoint_damage(checkpoint, only=only) is not None:
@@ -503,7 +503,7 @@ def fetch_newest(checkpoints: Path, *, with_best: bool = False) -> None:
         with_best: The best one too, for whoever has to know whether it is sound.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     if address_of(checkpoints) is None:
         return
@@ -520,7 +520,7 @@ def refresh(storage: Path, name: str | None = None) -> None:
     """Bring the states of all runs of a storage up to date, or of those of one name; does nothing for a folder.
 
     Raises:
-        StorageError: the store does not answer or refuses us.
+        StorageError: the store does not answer or refuses the connection.
     """
     storage = storage.absolute()
     looked_at = storage if name is None else storage / name

@@ -63,7 +63,7 @@ class Syncer:
         """Send what is there, and begin to follow.
 
         Raises:
-            StorageError: the store does not answer or refuses us, so nothing should begin.
+            StorageError: the store does not answer or refuses the connection, so nothing should begin.
         """
         self._mirror.push()
         self._thread.start()
@@ -87,9 +87,9 @@ class Syncer:
         self._given_up.set()  # by now others may have the mirror in hand
         if self._thread.is_alive() or self._fault is not None:
             raise StorageError(
-                f"{shown(self._mirror.folder)} does not have all of it{_because(self._fault)}; it is whole in "
-                f"{self._mirror.folder}, and the rest goes there with the next command on this machine that reads it, "
-                f"as in `boxseg runs show {self._mirror.folder.name}` with its --storage"
+                f"{shown(self._mirror.folder)} does not have all files{_because(self._fault)}; they are complete in "
+                f"{self._mirror.folder}, and the next command on this machine that reads them sends the rest, such as "
+                f"`boxseg runs show {self._mirror.folder.name}` with its --storage"
             )
 
     def _work(self) -> None:
@@ -146,7 +146,7 @@ def driven(folder: Path) -> Iterator[Syncer | None]:
 
     Raises:
         ConfigError: another process drives it.
-        StorageError: the store does not answer or refuses us, or did not take the end.
+        StorageError: the store does not answer or refuses the connection, or did not take the end.
     """
     if address_of(folder) is None:
         yield None

@@ -890,7 +890,7 @@ def test_labels_of_files_that_are_no_images_are_counted(tmp_path, monkeypatch, t
     label(tmp_path / "data.yaml", "train: images", "names: [a]")
     content, said = imported(told, "yolo", "train")
     assert [each["file_name"] for each in content["images"]] == ["images/a.avif"]
-    assert "1 label files are of no image" in said
+    assert "1 label files belong to no image" in said
 
 
 def test_a_mask_that_only_touches_its_box_is_left_out_as_the_check_wants_it(
@@ -934,7 +934,7 @@ def test_a_table_of_boxes_is_no_coco_file(told):
     Path("boxes.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n")
     for words in (("data", "check", "boxes.csv"), ("label", "boxes.csv")):
         code, said = told(*words)
-        assert (code, "boxes.csv: is no COCO file (.json)" in said) == (2, True)
+        assert (code, "boxes.csv: is not a COCO file (.json)" in said) == (2, True)
 
 
 def test_a_folder_with_a_coco_file_is_told_its_name(told):

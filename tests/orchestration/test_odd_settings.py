@@ -64,7 +64,7 @@ def grid(settings: int, values: int) -> str:
         ("qam: {<<: [3]}", "exp.yaml:1: << takes over the settings of a group, and this is none"),
         (
             "storage: ~nobody-here/runs",
-            "exp.yaml:1: storage is ~nobody-here/runs, the home of somebody unknown",
+            "exp.yaml:1: storage is ~nobody-here/runs, the home of an unknown user",
         ),
         (
             "name: 'x",
@@ -75,12 +75,18 @@ def grid(settings: int, values: int) -> str:
             "".join(f"a{number}: 1\n" for number in range(5000)),
             "exp.yaml: 4980 more settings are wrong",
         ),
-        ("#" * 300_000, "exp.yaml: cannot be read (it has 300000 bytes, and 262144 are the most)"),
-        (grid(12, 100), "the sweep has 1e+24 (settings times seeds), and 1000000 are the most"),
+        (
+            "#" * 300_000,
+            "exp.yaml: cannot be read (it has 300000 bytes, and at most 262144 are allowed)",
+        ),
+        (
+            grid(12, 100),
+            "the sweep has 1e+24 (settings times seeds), and at most 1000000 are allowed",
+        ),
         (grid(1, 1001), "a list of at most 1000 values"),
         (
             "sweep: {trials: 100000000000, space: {qam.iou_thr: {uniform: [0, 1]}}}",
-            "1000000 are the most",
+            "at most 1000000 are allowed",
         ),
     ],
     ids=lambda value: value[:20],

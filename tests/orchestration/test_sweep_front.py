@@ -217,7 +217,7 @@ def test_what_training_takes_is_part_of_an_evaluation_where_the_sweep_asks_for_i
         ("[cost/step_s]", "it must be a mapping"),
         (
             "{cost/step_s: min, cost/memory_mb: min, val/box_ap: max}",
-            "names 3 metrics; two are the most",
+            "names 3 metrics; at most two are allowed",
         ),
     ],
 )

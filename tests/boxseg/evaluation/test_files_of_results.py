@@ -113,7 +113,7 @@ def test_a_file_without_scores_is_told(read, caplog):
 
 def test_classes_that_are_counted_differently_are_told(read, caplog):
     read([entry(box, category_id=2, score=0.9) for box in BOXES])
-    assert "2 of 2 objects are found as another class alone" in caplog.text
+    assert "2 of 2 objects are only found as another class" in caplog.text
     caplog.clear()
     # One of two may be a mistake of the network.
     read([entry(box, category_id=1 + i, score=0.9) for i, box in enumerate(BOXES)])
@@ -130,20 +130,20 @@ def detections_of_classes(names):
 def test_classes_that_the_data_has_not_are_left_out(read, caplog):
     (found,) = read(detections_of_classes(["cat", "bird"]))
     assert found.labels.tolist() == [0]
-    assert "1 classes of the file are none of these, and left out: bird" in caplog.text
+    assert "1 classes of the file are not in these data and are left out: bird" in caplog.text
     assert (
-        "1 classes that the file has not, or that are named alike, count as never found: dog"
+        "1 classes that the file lacks, or that share a name, count as never found: dog"
         in caplog.text
     )
 
 
 def test_a_file_none_of_whose_classes_is_of_the_data_is_refused(read):
-    with pytest.raises(DataError, match=r"an entry has category id 1, which .* has not"):
+    with pytest.raises(DataError, match=r"an entry has category id 1, which .* lacks"):
         read(detections_of_classes(["fish", "bird"]))
 
 
 def test_a_class_that_neither_the_file_nor_the_data_lists_is_refused(read):
-    with pytest.raises(DataError, match=r"an entry has category id 2, which .* has not"):
+    with pytest.raises(DataError, match=r"an entry has category id 2, which .* lacks"):
         read(detections_of_classes(["cat"]))
 
 

@@ -691,6 +691,6 @@ def test_auto_resume_runs_nothing_where_all_of_it_ended_well(tmp_path: Path, cap
     assert after == before, "and leaves all as it was"
     # with other settings it begins
     assert run(["sweep", file, "--auto-resume", "--plan", "--set", "solver.lr=0.5"]) == 0
-    assert "begins anew" in capsys.readouterr().err
+    assert "starting a new one" in capsys.readouterr().err
     assert run(["train", file, "--auto-resume", "--plan", "--set", "train.steps=7"]) == 0
-    assert "begins anew" in capsys.readouterr().err
+    assert "starting a new one" in capsys.readouterr().err

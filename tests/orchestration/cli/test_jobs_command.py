@@ -110,7 +110,7 @@ def test_other_kinds_of_addresses_are_refused(address: str, capsys: pytest.Captu
         (["sweep", "exp.yaml", "--nonsense"], "--nonsense"),
         (["train", "untracked.yaml"], "git add"),
         (["train", "--from-run", "best:t"], "train names no experiment file, and a job needs one"),
-        (["jobs", "ls"], "no command for a job"),
+        (["jobs", "ls"], "cannot run as a job"),
         (["predict", "best:t", "images"], "--storage"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_job_that_does_not_stop_is_exit_5(client, monkeypatch, capsys):
     assert run(["jobs", "stop", "t-1"]) == 5
     assert client.asked == "t-1"
     assert (
-        "t-1 is still RUNNING 0 s after it was to stop; see `boxseg jobs logs t-1`"
+        "t-1 is still RUNNING 0 s after it should have stopped; see `boxseg jobs logs t-1`"
         in capsys.readouterr().err
     )
 

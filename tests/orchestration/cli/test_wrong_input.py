@@ -41,8 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 WRONG = [
-    ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is no COCO file (.json)"),
-    ("data check box.ndjson", ExitCode.USAGE, "box.ndjson: is no COCO file (.json)"),
+    ("data check boxes.csv", ExitCode.USAGE, "boxes.csv: is not a COCO file (.json)"),
+    ("data check box.ndjson", ExitCode.USAGE, "box.ndjson: is not a COCO file (.json)"),
     (
         "data check .",
         ExitCode.USAGE,

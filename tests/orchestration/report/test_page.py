@@ -151,7 +151,7 @@ def test_too_few_settings_have_no_importance_but_a_reason():
         SweepTable(Criterion("m"), rows), {each.id: [(1, each.value)] for each in rows}
     )
     assert study.settings == []
-    assert study.reason == "9 settings have a value at step 1; fewer than 10 tell nothing reliable"
+    assert study.reason == "9 settings have a value at step 1; fewer than 10 say nothing reliable"
 
 
 def test_trials_are_compared_at_the_latest_step_that_half_of_them_reached():

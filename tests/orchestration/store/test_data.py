@@ -349,7 +349,7 @@ def test_data_that_nobody_uses_makes_room_and_that_of_a_run_stays(machines, pict
     monkeypatch.setenv("BOXSEG_DATA_GB", "many")
     end_run()
     other.list(["d.png"])
-    with pytest.raises(ConfigError, match="BOXSEG_DATA_GB: many is no number"):
+    with pytest.raises(ConfigError, match="BOXSEG_DATA_GB: many is not a number"):
         fetch_data(other.spec)
 
 

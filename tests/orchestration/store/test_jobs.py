@@ -39,4 +39,4 @@ def test_a_job_keeps_its_exit_code_where_the_store_goes_away(
 
         monkeypatch.setattr(entry, "_run", end)
         assert main(f"{machines.storage}/.jobs/one", []) == 4
-    assert "does not have all of it" in capfd.readouterr().err
+    assert "does not have all files" in capfd.readouterr().err

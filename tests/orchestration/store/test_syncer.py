@@ -92,7 +92,9 @@ def test_a_store_that_is_away_before_the_start_is_told_at_once(machines: Machine
 
 def test_what_a_store_never_took_goes_there_with_the_next_look(machines, monkeypatch, capsys):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.5)
-    told = r"s3://bucket/\S+ does not have all of it \(.*\); it is whole in .*boxseg runs show"
+    told = (
+        r"s3://bucket/\S+ does not have all files \(.*\); they are complete in .*boxseg runs show"
+    )
 
     threads = []
 
@@ -127,7 +129,7 @@ def test_the_error_of_a_run_comes_before_that_of_its_store(machines, monkeypatch
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert "does not have all of it" in capsys.readouterr().err
+    assert "does not have all files" in capsys.readouterr().err
 
 
 def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machines, monkeypatch):
@@ -138,7 +140,7 @@ def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machin
             monkeypatch.setattr(found._mirror, "push", lambda **_: 1 / 0)
             RunFolder(machines.run).report(1, {"train/loss": 1.0})
 
-    with pytest.raises(StorageError, match=r"does not have all of it .*ZeroDivisionError"):
+    with pytest.raises(StorageError, match=r"does not have all files .*ZeroDivisionError"):
         fail()
 
 
@@ -158,7 +160,7 @@ def test_of_a_run_that_its_store_never_took_nobody_hears_that_it_is_there(
                 machines.store.fault = "away"
                 folder.finish("finished")
 
-    with pytest.raises(StorageError, match="does not have all of it"):
+    with pytest.raises(StorageError, match="does not have all files"):
         run()
     assert " finished, but disk_full: s3://bucket/" in told.read_text()
 
