@@ -22,7 +22,7 @@ from orchestration.proxies import spare_loopback
 from orchestration.secret_text import hide
 from orchestration.terminal import SafeFormatter, printable
 
-# looking for some among all packages takes a while
+# pydantic would look for plugins in all packages, which takes a while
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
 
 PATH_FAULTS = {
@@ -33,7 +33,7 @@ PATH_FAULTS = {
     errno.EPERM: "this account may not use it; change its rights, or name another",
     errno.ENAMETOOLONG: "the name is longer than the disk allows; name another",
 }
-"""Faults of paths that commands are given, and the way out."""
+"""Errors of paths that commands are given -> what is wrong and the way out."""
 
 app = typer.Typer(
     help="Instance masks from bounding boxes: BoxSeg training with Ray and MLflow.",
@@ -41,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help comes back at once
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# each imports torch, Ray and MLflow by itself and late, as these take seconds to load
+# commands import torch, Ray and MLflow themselves, as late as possible, because these take seconds to load
 app.command()(train.train)
 app.command()(train.sweep)
 app.command()(label.label)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # names may have letters that the terminal has not
+            # names may have letters that the terminal cannot show
             stream.reconfigure(errors="stand_in")
     _hear_all_signals_as_ctrl_c()
     code = run(sys.argv[1:] if arguments is None else arguments)
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _hear_all_signals_as_ctrl_c() -> None:
-    """Have SIGTERM and SIGHUP end a command by its own hand: with a message, and with what it started ended too."""
+    """Make SIGTERM and SIGHUP end a command as Ctrl-C does: with a message, and with all that it started ended too."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         # under `nohup` the work is meant to go on without its terminal
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -79,7 +79,7 @@ def _hear_all_signals_as_ctrl_c() -> None:
 
 
 def _end_by_signals_with(code: int) -> None:
-    """Let a signal that comes while Python cleans up, which takes a while, not change what the command has told."""
+    """Keep the exit code even if a signal comes while Python cleans up, which takes a while."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -88,24 +88,24 @@ def _end_by_signals_with(code: int) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and give its exit code; purposeful errors become one message on stderr, no traceback."""
+    """Run one command and return its exit code; errors raised on purpose become a message without traceback."""
     # before anything opens a connection
     spare_loopback()
     try:
-        # standalone, click would print errors its own way and end the process
+        # in standalone mode click would print errors its own way and end the process
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         result = ExitCode.KILLED
     except (BrokenPipeError, SystemExit) as end:
-        # the reader of our output has left, as `head` does; click makes an exit of it
+        # the reader of our output has left, as `head` does; click turns that into an exit
         if not isinstance(end.__context__ or end, BrokenPipeError):
             raise
-        # Python writes out stdout once more at its end, and would fail again
+        # Python flushes stdout once more at its end, and would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except Exception as error:
         return _report(error)
-    # of a KeyboardInterrupt typer makes an exit; commands that save their state on a signal end by themselves
+    # typer turns a KeyboardInterrupt into an exit; commands that save their state on a signal end by themselves
     if result == ExitCode.KILLED:
         say("interrupted")
     # click hands the exit code of a typer.Exit back as the result
@@ -113,8 +113,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _report(error: Exception) -> int:
-    """One message on stderr about what ended a command, below a traceback if it is a fault of ours; the exit code."""
-    # a usage error of whichever click typer uses
+    """Print the error that ended a command, with a traceback if it is a fault of ours; returns the exit code."""
+    # a usage error of click, of which typer may bring its own copy
     if hasattr(error, "show") and hasattr(error, "exit_code"):
         usage = io.StringIO()
         error.show(file=usage)
@@ -135,13 +135,13 @@ def _report(error: Exception) -> int:
 
 
 def _report_os_error(error: OSError) -> ExitCode | None:
-    """Tell of faults of paths and disks; None for what may be a fault of ours."""
-    # a fault of writing to stdout names no file
+    """Print an error of a path or disk and return its exit code; None for what may be a fault of ours."""
+    # an error of writing to stdout names no file
     place, number = error.filename or "output", error.errno or 0
     if number in PATH_FAULTS and error.filename is not None:
         say(f"error: {place}: {error.strerror}; {PATH_FAULTS[number]}")
         return ExitCode.USAGE
-    # whose folder is gone may be ours to know
+    # a folder that is gone may be a fault of ours
     if number in STORAGE_FAULTS and number != errno.ENOENT:
         say(
             f"error: {place}: {error.strerror}; {STORAGE_FAULTS[number]}, then run the command again"
@@ -168,7 +168,7 @@ def _options(
         help="Print the version and exit.",
     ),
 ) -> None:
-    # stdout is for results alone
+    # on stderr, as stdout is for results alone
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -83,7 +83,7 @@ def check(
 
 
 def _misfits(target: Path, sources: dict[str, CocoSource]) -> list[str]:
-    """Boxes that look misplaced; of an experiment file also where its settings do not fit its data."""
+    """Warnings of boxes that look misplaced; for an experiment file, also of settings that do not fit its data."""
     from boxseg.data.fingerprint import take_fingerprint
     from boxseg.data.misfits import find_misplaced
     from orchestration.config.spec import load_run
@@ -103,7 +103,7 @@ def _fault_rows(fault: Fault) -> Iterator[tuple[Any, ...]]:
 
 
 def _fix(source: CocoSource, output: Path) -> CocoSource:
-    """Write the cleaned copy, tell what was done, and give where it is."""
+    """Write the cleaned copy, say what was changed, and return the copy."""
     from boxseg.coco.fix import ANNOTATIONS, IMAGES, write_fixed
     from boxseg.config.method import CocoSource
 
@@ -160,7 +160,7 @@ def toy(
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="The unpacked data set; of COCO a file.")
+        Path, typer.Argument(metavar="SOURCE", help="Folder of the data set, or a COCO file.")
     ],
     format_name: Format = typer.Option(..., "--from", help="Format of the source."),
     output: Path = typer.Option(..., metavar="DIR", help="Gets one COCO file for each split."),
@@ -172,7 +172,7 @@ def import_(
 ) -> None:
     """Write COCO instance files for a data set in another format; its images stay where they are.
 
-    Of a COCO file the sound entries are taken over with all their fields, and boxes are cut to their image.
+    From a COCO file, sound entries are taken over with all their fields, and boxes are clipped to their image.
     """
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.writer import require_objects
@@ -212,7 +212,7 @@ def import_(
 
 
 def _tell_odd_boxes(source: Path, path: Path, content: dict[str, Any]) -> None:
-    """Tell of odd boxes in a file that is to be written.
+    """Warn of odd boxes in a file before it is written.
 
     Raises:
         DataError: most of them cannot be used.
@@ -249,10 +249,10 @@ def export(
     images: Images = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write masks as training data for any segmenter; images of which a mask is left out go with all their masks.
+    """Write masks as training data for any segmenter; if a mask is left out, its whole image is left out.
 
-    A segmenter would learn that an object without a mask is background. A mask that `boxseg label` made and that is no
-    more than its box is left out, unless it was accepted.
+    Otherwise a segmenter would learn that the object is background. A mask of `boxseg label` that is just its box is
+    left out as well, unless it was accepted.
     """
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.picture_checks import image_fault
@@ -323,12 +323,12 @@ def split(
 def _write_splits(
     parts: dict[str, tuple[Path, dict[str, Any]]], output: Path, as_json: bool
 ) -> None:
-    """Write `output/NAME.json` for the images and content of each split, over nothing that is there; tell of them."""
+    """Write `output/NAME.json` for each split and print what was written; refuses to replace files."""
     from boxseg.config.method import CocoSource
     from boxseg.files.writing import write_atomic
 
     paths = {name: output / f"{name}.json" for name in parts}
-    # all of them before the first is written
+    # check all of them before the first is written
     for path in paths.values():
         if path.exists():
             raise ConfigError(
@@ -344,7 +344,7 @@ def _write_splits(
 
 
 def _print_sources(sources: dict[str, CocoSource], as_json: bool) -> None:
-    """Images and annotations of each split, as the settings `data.train` and `data.val` want them."""
+    """Print images and annotations of each split in the form of the settings `data.train` and `data.val`."""
     if as_json:
         print_json(sources)
         return

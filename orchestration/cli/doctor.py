@@ -12,10 +12,10 @@ from orchestration.errors import ExitCode
 
 
 def doctor(storage: Storage = Path("runs"), as_json: AsJson = False) -> None:
-    """Look at packages, GPU, disk and Ray, which is started once; each fault comes with one way to put it right."""
+    """Check packages, GPU, disk and Ray (which is started once); each fault comes with one way to repair it."""
     from orchestration.planning.doctor import examine
 
-    say("looking at packages, GPU and Ray; this takes up to a minute, more on a busy machine")
+    say("checking packages, GPU and Ray; this takes up to a minute, more on a busy machine")
     findings = list(examine(storage))
     if as_json:
         print_json(findings)

@@ -33,7 +33,7 @@ def evaluate(
 ) -> None:
     """Measure box, mask and boundary AP by class and size, and draw the worst images.
 
-    Where masks are not drawn, how well masks fit the given boxes is told instead; that is no mask AP.
+    Without drawn masks, it measures how well masks fit the given boxes instead of mask AP.
     """
     from boxseg.formats.find import find_source
     from orchestration.planning.label_input import open_detections, read_data
@@ -43,7 +43,7 @@ def evaluate(
     require_room("--output", output)
     data, images = fetch_named(data, images, say)
     found_data = find_source(data, images)
-    # a file that cannot be read is told at once
+    # refuses a file that cannot be read, before torch is loaded
     classes = read_data(found_data, to_evaluate=True)
     file = open_detections(run, classes=classes, data=data, storage=storage)
 
@@ -131,8 +131,8 @@ def predict(
 ) -> None:
     """Find objects in images: boxes, masks and scores as COCO JSON, and pictures of them.
 
-    Writes predictions.coco.json and overlays/ to --output, in the place of those of an earlier call; --json prints the
-    former. Damaged files are named and skipped.
+    Writes predictions.coco.json and overlays/ to --output, replacing those of an earlier call; --json also prints the
+    content of predictions.coco.json. Damaged files are named and skipped.
     """
     from boxseg.coco.picture_checks import tell_turned
     from boxseg.files.images import find_image_files, tell_paged
@@ -211,8 +211,8 @@ def export(
     about = export_network(open_predictor(run, storage=storage, device="cpu"), form, path)
     if about["tile"]:
         say(
-            f"warning: the run looks at large images in tiles of {about['tile']} px, and the file does not cut any "
-            "(docs/deploy.md)"
+            f"warning: the run looks at large images in tiles of {about['tile']} px; the exported network does not cut "
+            "tiles by itself (docs/deploy.md)"
         )
     if as_json:
         print_json(about | {"file": path})

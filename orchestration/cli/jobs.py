@@ -35,9 +35,9 @@ Address = Annotated[
     ),
 ]
 Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Accept a cluster elsewhere that needs no token.")
+    bool, typer.Option("--insecure", help="Accept a cluster on another machine without a token.")
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or the start of it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or its first letters.")]
 Command = Annotated[
     list[str], typer.Argument(metavar="COMMAND...", help="A boxseg command, as in: sweep EXP.yaml")
 ]
@@ -53,7 +53,7 @@ LOCAL = ("jobs", "ui")
 """Commands that make no sense as a job."""
 
 
-# options behind the command's name are then the command's
+# so that options behind the command's name belong to the command
 @app.command(context_settings={"allow_interspersed_args": False})
 def submit(
     context: typer.Context,
@@ -125,7 +125,7 @@ def status(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job; with --storage as kept there, which also works after the cluster's end."""
+    """Show a job; with --storage from the files there, which also works after the cluster's end."""
     if storage is not None:
         from orchestration.record.records import read_record
 
@@ -146,7 +146,7 @@ def logs(
     storage: ClusterStorage = None,
     insecure: Insecure = False,
 ) -> None:
-    """Print what a job has printed; with --storage as kept there, which also works after the cluster's end."""
+    """Print a job's output; with --storage from the files there, which also works after the cluster's end."""
     if storage is not None:
         log = _kept_file(storage, job, "log.txt")
         # a job prints whatever bytes it likes
@@ -181,24 +181,26 @@ def manifest(
     ),
     nodes: int = typer.Option(1, min=1, help="Worker nodes."),
     max_nodes: int | None = typer.Option(
-        None, min=1, help="How many there may be while trials wait; otherwise --nodes."
+        None, min=1, help="Most worker nodes while trials wait; otherwise --nodes."
     ),
     cpus: int | None = typer.Option(
-        None, min=1, help="CPU cores of each; otherwise what one run needs."
+        None, min=1, help="CPU cores of each node; otherwise what one run needs."
     ),
     gpus: int | None = typer.Option(
-        None, min=0, help="GPUs of each; otherwise what one run needs."
+        None, min=0, help="GPUs of each node; otherwise what one run needs."
     ),
-    memory: str = typer.Option("16Gi", help="Memory of each."),
+    memory: str = typer.Option("16Gi", help="Memory of each node."),
     claim: str | None = typer.Option(
         None,
-        help="Volume claim for the storage, ReadWriteMany, or none; otherwise boxseg-storage, and none where the "
+        help="Volume claim (ReadWriteMany) for the storage, or none; otherwise boxseg-storage, or none if the "
         "experiment's storage is an object store.",
     ),
     retries: int | None = typer.Option(
-        None, min=0, help="How often a job that failed is started again and goes on; otherwise 2."
+        None, min=0, help="How often a failed job is started again to go on; otherwise 2."
     ),
-    site: Path | None = optional("FILE", "What the cluster asks of all that runs on it (docs)."),
+    site: Path | None = optional(
+        "FILE", "What the cluster requires of everything (docs/cluster.md)."
+    ),
 ) -> None:
     """Print a KubeRay RayJob with a cluster of its own for a command; without one, a RayCluster that stays."""
     from orchestration.config.spec import ResourcesConfig
@@ -217,7 +219,7 @@ def manifest(
         spec = _load(command[0], experiment, typed["overrides"] or [])
         retries = _retries(typed, retries)
     run = spec.resources if spec else ResourcesConfig()
-    # a node holds a whole run, if nothing else is said
+    # by default a node holds a whole run
     cpus = cpus or math.ceil(run.workers * run.cpus_per_worker)
     gpus = math.ceil(run.workers * run.gpus_per_worker) if gpus is None else gpus
     image = image or f"boxseg:{'gpu' if gpus else 'cpu'}"
@@ -241,7 +243,7 @@ def manifest(
 
 
 def _retries(typed: dict[str, Any], retries: int | None) -> int:
-    """How often a job begins again; one that is to begin in a way of its own does so once."""
+    """How often a failed job is started again; never if an option says how it begins, which would apply each time."""
     begins_otherwise = [name for name in BEGINNINGS if typed.get(name)]
     if retries and begins_otherwise:
         option = begins_otherwise[0].replace("_", "-")
@@ -255,7 +257,7 @@ def _retries(typed: dict[str, Any], retries: int | None) -> int:
 
 
 def _claim(claim: str | None, spec: RunSpec | None, experiment: Path) -> str | None:
-    """The volume claim for the storage; None where runs are in an object store, or nothing is to be mounted."""
+    """The volume claim for the storage; None if runs are in an object store, or nothing should be mounted."""
     in_store = spec is not None and address_of(spec.storage) is not None
     if claim is None:
         return None if in_store else "boxseg-storage"
@@ -270,10 +272,10 @@ def _claim(claim: str | None, spec: RunSpec | None, experiment: Path) -> str | N
 def _prepare(
     context: typer.Context, command: list[str], upload: Upload, storage: Path | None
 ) -> tuple[str, Path, list[str]]:
-    """Name, storage and whole command of a job; what the command would refuse in its first second is refused here."""
+    """Name, storage and whole command of a job; refuses here what the command itself would refuse at its start."""
     typed = _parse(context, command)
     for text in command:
-        # what would be hidden is a secret
+        # what `hide` changes is a secret
         if hide(text) != text:
             raise ConfigError(
                 f"jobs submit: {hide(text)} holds a secret, which everybody on the cluster could read; give it by the "
@@ -315,7 +317,7 @@ def _load(command: str, experiment: Path, overrides: list[str]) -> RunSpec:
 
 
 def _parse(context: typer.Context, command: list[str]) -> dict[str, Any]:
-    """What the options and arguments of a command mean; usage errors end here as if it were called."""
+    """The values of a command's options and arguments; raises usage errors as if the command were called."""
     root = context.find_root()
     commands: Any = root.command
     known = [name for name in commands.list_commands(root) if name not in LOCAL]
@@ -340,7 +342,7 @@ def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
         job = cluster.follow(id, write)
     except KeyboardInterrupt:
         say(
-            f"{id} goes on; `boxseg jobs logs {id} --follow` looks at it again, `boxseg jobs stop {id}` ends it"
+            f"{id} goes on; `boxseg jobs logs {id} --follow` follows it again, `boxseg jobs stop {id}` ends it"
         )
         raise
     if as_json:

@@ -41,7 +41,7 @@ def label(
         ),
     ],
     run: str | None = optional(
-        "RUN", f"{RUN_HELP} Left out: settings are chosen for DATA, and trained."
+        "RUN", f"{RUN_HELP} Without it, a run is trained with settings that suit DATA."
     ),
     minutes: Minutes = None,
     train_on: Path | None = optional(
@@ -67,19 +67,19 @@ def label(
     storage: Annotated[
         Path | None,
         storage_option(
-            "Folder that holds the runs, or s3://BUCKET/PREFIX: runs; without --run, runs in the output."
+            "Folder that holds the runs, or s3://BUCKET/PREFIX; default: runs; without --run, runs in the output."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn known boxes into masks, each with a quality in [0, 1] and checks.
 
-    Without --run, and without another --source, a recipe is chosen for the data and this machine, and trained first:
-    recipe.yaml in the output folder tells each setting with its reason.
+    Without --run and --source, settings are chosen for the data and this machine, and a run is trained with them first:
+    recipe.yaml in the output folder has each setting with its reason.
 
-    Writes labels.coco.json (run lengths), labels.polygons.json and yolo/ (YOLO segmentation). Run it again to go on
-    after a break. With --review, review/index.html shows the masks, doubtful ones first; what it downloads is applied
-    with --apply and gives labels.reviewed.json.
+    Writes labels.coco.json (run lengths), labels.polygons.json and yolo/ (YOLO segmentation). After a break, the same
+    command goes on. With --review, review/index.html shows the masks, doubtful ones first; --apply takes the decisions
+    that it downloads and writes labels.reviewed.json.
     """
     from boxseg.coco.checks import reading_once
     from boxseg.formats.find import find_boxes, find_source
@@ -231,7 +231,7 @@ def _label(
 
     from orchestration.execute.supervise import StopSignals
 
-    # from here on the same command goes on: a trained run is there, or nothing takes long
+    # from here on a stop loses little, and the same command goes on
     with StopSignals() as signals:
         doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
 
@@ -265,10 +265,10 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
     else:
         doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items())
         shown = summary | {"doubts": doubts or "none", "unreadable": len(problems)}
-        del shown["about_the_run"]  # said before anything was written
+        del shown["about_the_run"]  # `_tell_doubts` has said it already
         if shown.get("expected_iou") is not None:
             shown["expected_iou"] = str(shown["expected_iou"])
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])
-    # only now, so that the summary is printed all the same
+    # last, so that the summary is printed in any case
     if problems and len(problems) == summary["images"]:
         raise DataError("no image could be read; `boxseg data check` says more")

@@ -18,18 +18,18 @@ RUN_HELP = "Trained run: its id, folder or name (its newest), best:SWEEP, or a c
 
 
 def _known_device(name: str) -> str:
-    """Refuse what is none, without torch; whether this machine has it shows where it is used."""
+    """Refuse what is no name of a device; whether this machine has it is checked where it is used, with torch."""
     if DEVICE.fullmatch(name) is None:
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     return name
 
 
 def require_room(option: str, folder: Path) -> None:
-    """Refuse a folder to write to that cannot be made, before anything heavy starts.
+    """Refuse a folder that cannot be made or written to, before anything heavy starts.
 
     Raises:
         ConfigError: a file is in the way, or this account may not write there.
-        OSError: the disk is mounted for reading alone.
+        OSError: the disk is mounted read-only.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
@@ -45,7 +45,7 @@ def require_room(option: str, folder: Path) -> None:
 
 
 def require_new(place: Path, kind: str = "folder") -> None:
-    """Refuse an `--output` over something that is there.
+    """Refuse an `--output` that exists already.
 
     Raises:
         ConfigError: names it and the way out.
@@ -65,7 +65,7 @@ def optional(metavar: str, help: str) -> Any:
 
 
 def storage_option(help: str) -> Any:
-    """`--storage`, a folder or the address of an object store, which stands for a folder here."""
+    """`--storage`, a folder or the address of an object store, which becomes the folder of its mirror."""
     return typer.Option(
         metavar="DIR|URI", parser=lambda text: storage_folder(str(text)), help=help
     )
@@ -86,11 +86,13 @@ Device = Annotated[
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Image folder of FILE.json; else beside it, or ../images."),
+    typer.Option(
+        metavar="DIR", help="Image folder of FILE.json; default: beside it, or ../images."
+    ),
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(metavar="M", help="Time that it may take; left out: what suits this machine."),
+    typer.Option(metavar="M", help="Time that it may take; default: what suits this machine."),
 ]
 Overrides = Annotated[
     list[str] | None,

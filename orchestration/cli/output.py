@@ -15,11 +15,11 @@ from orchestration.terminal import one_line, one_message, safe_console, safe_jso
 GAP = 2
 """Columns between two cells of a table."""
 CELL_LETTERS = 2000
-"""What a table shows of one value: a name can be as long as a book."""
+"""Longer values are cut in tables: a name can be as long as a book."""
 
 
 def say(message: str) -> None:
-    """A message for people, on stderr; if nobody reads it any more, the command goes on all the same."""
+    """Print a message for people on stderr; if nobody reads stderr any more, the command goes on all the same."""
     with contextlib.suppress(OSError):
         typer.echo(one_message(message.rstrip()), err=True)
 
@@ -45,8 +45,8 @@ def print_table(
     Args:
         headings: Of the columns.
         rows: A value for each heading.
-        first_to_go: Headings of columns that are left out, one after the other, where a terminal is too narrow for all;
-            which ones is told.
+        first_to_go: Headings of columns that are left out, one after the other, if the terminal is too narrow for all;
+            a message names them.
     """
     from rich.cells import cell_len  # takes a while to load
     from rich.table import Table

@@ -32,7 +32,7 @@ def recipe(
 ) -> None:
     """Choose settings for a data set and this machine, and print them as an experiment file for train and sweep.
 
-    Nothing is trained: how long an update takes is estimated.
+    Nothing is trained: the time of an update is estimated.
     """
     from boxseg.data.fingerprint import take_fingerprint
     from boxseg.files.writing import write_atomic

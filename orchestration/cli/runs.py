@@ -55,7 +55,7 @@ def list_all(
         values = [getattr(status, name) for name in fields]
         values += map(status.best_or_latest.get, SHOWN_METRICS.values())
         rows.append((*values, _began(status), _place(status), _why(status)))
-    # what is missed least goes first
+    # the least important first
     first_to_go = ("folder", "why it failed", "AP75", "began", "kind", "box AP", "step")
     print_table(headings, rows, first_to_go=first_to_go)
 
@@ -71,7 +71,7 @@ def show(
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show one run or sweep: its state, metrics and, of a sweep, its trials."""
+    """Show one run or sweep: its state, metrics and, for a sweep, its trials."""
     from orchestration.record.find_runs import find_run, list_in
 
     folder = find_run(storage, run)
@@ -88,7 +88,7 @@ def show(
         except BoxSegError as error:  # of settings that cannot be read
             fault = error
     if table is not None:
-        # The record of a sweep that was killed is older than those of its trials.
+        # If a sweep was killed, its trials know more than its own record.
         status = replace(status, step=sum(row.is_final for row in table.rows))
         if best := table.best():
             status = replace(status, best_run=best.id, best=best.metrics)
@@ -106,7 +106,7 @@ def show(
 
 
 def _warn_of_damage(best: Path) -> None:
-    """Tell of the best checkpoint if it is not as it was written; what is in a store alone is looked at on use."""
+    """Warn if the best checkpoint is damaged; one that is only in a store is checked when it is used."""
     from boxseg.engine.checkpoint import require_sound
 
     if address_of(best) is None and (best.exists() or best.is_symlink()):
@@ -154,7 +154,7 @@ def compare(
 
 @app.command()
 def track(storage: Storage = Path("runs")) -> None:
-    """Make MLflow's records from the folders again: of runs that were deleted there, never arrived, or were moved."""
+    """Make MLflow's records anew from the folders, for runs that were deleted there, never arrived, or were moved."""
     from orchestration.tracking.repair import repair
 
     for change in repair(storage):
@@ -192,7 +192,7 @@ def _with_difference(values: list[float | None]) -> Iterator[str | None]:
 
 
 def _why(status: RunStatus) -> str | None:
-    """In one line why it failed, if it did."""
+    """Why it failed, in one line; None if it did not."""
     failure = status.failure if status.status == "failed" else None
     return None if failure is None else failure.summary
 
@@ -207,7 +207,7 @@ def _began(status: RunStatus) -> str:
 
 
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
-    # of a run that goes on, until now
+    # until now for a run that has not ended
     ended = status.ended or time.time()
     page = Path(status.folder) / "report" / "index.html"
     done = "trials" if status.kind == "sweep" else "step"

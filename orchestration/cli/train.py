@@ -27,8 +27,8 @@ AutoResume = Annotated[
     bool,
     typer.Option(
         "--auto-resume",
-        help="Go on with the newest one of this name; begin where there is none, or it has ended with other settings "
-        "or data; run nothing where it has ended well with these.",
+        help="Go on with the newest one of this name. If there is none, or it ended with other settings or data, begin "
+        "a new one; if it ended well with these, run nothing.",
     ),
 ]
 PlanOnly = Annotated[
@@ -56,7 +56,7 @@ def train(
         raise typer.BadParameter(
             "name an experiment file, or a run with --from-run", param_hint="EXP.yaml"
         )
-    # ids are looked for where runs are by default; runs elsewhere go by their folder
+    # ids are looked for in the default folder; runs elsewhere have to be named by their folder
     original = None if from_run is None else find_run(Path("runs"), from_run)
     file = original.config_path if original is not None else experiment
     assert file is not None
@@ -79,7 +79,7 @@ def train(
     from orchestration.execute.run import train_run
 
     result = train_run(spec, resume=resume, repeat=original)
-    # a terminal that was closed meanwhile does not turn a run that ended well into a fault
+    # so that a terminal that was closed meanwhile does not turn a run that ended well into a failed command
     leave_gone_terminal()
     _print_run(result, as_json)
     if original is not None and result.status == "finished":
@@ -93,25 +93,26 @@ def sweep(
     earlier: str | None = typer.Argument(
         None,
         metavar="SWEEP",
-        help="The sweep to go on with, by id, folder or name; left out: the newest of the file's name.",
+        help="The sweep to go on with, by id, folder or name; default: the newest of the file's name.",
         show_default=False,
     ),
     resume: bool = flag(
         "--resume",
-        "Go on with a sweep that was interrupted, or is to have more trials, seeds or values by the file.",
+        "Go on with a sweep that was interrupted, or for which the file asks for more trials, seeds or values.",
     ),
     auto_resume: AutoResume = False,
     new: bool = flag(
         "--new", "Start another sweep beside one that was interrupted or is running."
     ),
     retry_failed: bool = flag(
-        "--retry-failed", "Go on with a sweep, ended or not, and run its lost trials again."
+        "--retry-failed",
+        "Go on with a sweep, ended or not, and retry trials whose cause of failure may be gone.",
     ),
     more: int | None = typer.Option(
-        None, min=1, metavar="N", help="Go on with a sweep, ended or not, and try N settings more."
+        None, min=1, metavar="N", help="Go on with a sweep, ended or not, and try N more settings."
     ),
     max_failures: int | None = typer.Option(
-        None, min=1, metavar="N", help="End, state saved, when N have failed."
+        None, min=1, metavar="N", help="End, with all states saved, once N trials have failed."
     ),
     overrides: Overrides = None,
     plan: PlanOnly = False,
@@ -164,7 +165,7 @@ def sweep(
     if result.status == "interrupted":
         if max_failures:
             say(f"{len(result.table.failed)} of {len(result.table.rows)} trials failed")
-        # by its id where it need not be the newest
+        # with its id, if it need not be the newest
         which = [result.id] if earlier else []
         _end_interrupted("sweep", experiment, overrides, "--resume", *which)
     _end_sweep(result)
@@ -173,10 +174,10 @@ def sweep(
 def _beginning(
     spec: SweepSpec, wanted: dict[Start, bool], earlier: str | None, *, auto_resume: bool
 ) -> Start | None:
-    """What the options say about sweeps that are there already.
+    """What the options ask for about sweeps that exist already.
 
     Raises:
-        ConfigError: they say two things, or name a sweep and not what to do with it.
+        ConfigError: they contradict each other, or name a sweep but not what to do with it.
     """
     if sum([*wanted.values(), auto_resume]) > 1:
         raise ConfigError(
@@ -198,7 +199,7 @@ def _beginning(
 
 
 def _end_sweep(result: SweepResult) -> None:
-    """Tell of a budget and of failures, and end with the exit code for them."""
+    """Say what ended the sweep early and how many trials failed; exit with the code for that."""
     from orchestration.record.failures import error_of
     from orchestration.record.run_folder import RunFolder
 
@@ -208,7 +209,7 @@ def _end_sweep(result: SweepResult) -> None:
             f"ended after {trials} trials by {result.stopped_by}; --resume goes on for as long again"
         )
     failure = RunFolder(result.folder).status().failure
-    # nothing came of the sweep, so its exit code is that of the cause
+    # no trial has a value, so the exit code is that of the cause
     if result.best is None and failure is not None:
         raise error_of(failure)
     if failed:
@@ -217,7 +218,7 @@ def _end_sweep(result: SweepResult) -> None:
 
 
 def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
-    """Said either way, as --auto-resume asks nobody."""
+    """Say what --auto-resume has chosen, as it asks nobody."""
     if name is None:
         say(f"no {spec.name} to go on with under {spec.storage}: starting a new one")
     else:
@@ -254,7 +255,7 @@ def _end_interrupted(
 
 
 def _show_done_sweep(spec: SweepSpec, as_json: bool) -> bool:
-    """Print the newest sweep again if nothing of it is left to do; whether it was."""
+    """Print the newest sweep again if nothing is left to do; returns whether it did."""
     from orchestration.record.resume import find_done_sweep
 
     done = find_done_sweep(spec)
@@ -308,7 +309,7 @@ def _sweep_as_json(spec: SweepSpec, result: SweepResult) -> dict[str, Any]:
 def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
     from orchestration.record.table import render_table
 
-    # of a sweep that was interrupted before its first trial there is none
+    # a sweep that was interrupted before its first trial has none
     if result.table.rows:
         output.print_rich(render_table(result.table))
     metric, best, front = spec.sweep.metric, result.best, result.table.front()
@@ -323,13 +324,13 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
         rows.append(
             ("front", f"{len(front)} settings that no other beats in {metric} and {against}")
         )
-    # of a database there is no page until a server is started
+    # a database has no page until a server is started
     rows.append(("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}"))
     print_pairs(rows)
 
 
 def _check(spec: RunSpec, *, goes_on: bool = False) -> None:
-    """Refuse what could not work, and warn of what is hardly meant."""
+    """Refuse what cannot work, and warn of what is probably not meant."""
     from boxseg.coco.checks import reading_once
     from orchestration.planning.preflight import check, warnings
 
@@ -353,5 +354,5 @@ def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
     for fault in plan.faults:
         say(f"would not start: {fault}")
     if plan.faults:
-        # the fault that the run itself would end with
+        # with the code of the fault that the run would end with
         raise typer.Exit(exit_code_for(plan.faults[0]))

@@ -21,8 +21,8 @@ def ui(
 ) -> None:
     """Serve MLflow over the runs of a storage folder on the loopback address, until interrupted.
 
-    Prints the address of the latest experiment, and one that compares the trials of the latest sweep. Runs of a remote
-    MLflow server need no server here: only their addresses are printed.
+    Prints the address of the latest experiment, and one that compares the trials of the latest sweep. If the runs are
+    on a remote MLflow server, only the two addresses there are printed.
     """
     from orchestration.errors import ResourceError
     from orchestration.tracking.mirror import catch_up, stored_uri
@@ -33,7 +33,7 @@ def ui(
         _print_pages(uri, catch_up(storage, uri))
         return
     say("starting MLflow, this takes some seconds; Ctrl-C ends it")
-    # before the pages are served, so that nothing dead looks alive on them
+    # before the pages are served, so that they show no dead run as running
     tracked = catch_up(storage, uri)
     artifacts = storage.absolute() / "mlartifacts"
     log = storage.absolute() / "logs" / "mlflow-server.log"
@@ -43,7 +43,7 @@ def ui(
             code = server.wait()
     except KeyboardInterrupt:
         return
-    # it was to run until it is interrupted
+    # the server has ended by itself
     raise ResourceError(f"the MLflow server ended with code {code}; {log} tells why")
 
 
