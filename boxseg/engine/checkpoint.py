@@ -94,7 +94,9 @@ def save_checkpoint(
         try:
             for name, content in files.items():
                 write_file(scratch / name, content)
-            text = json.dumps(_with_sums({"step": step, **about}, _sums_of(files)), indent=1)
+            sizes = {name: len(content) for name, content in files.items()}
+            told = {"step": step, "bytes": sizes, **about}
+            text = json.dumps(_with_sums(told, _sums_of(files)), indent=1)
             write_file(scratch / ABOUT, text.encode())
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.
@@ -115,7 +117,8 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by the name of its folder."""
     return int(folder.name.removeprefix("step-"))
 
 
@@ -128,7 +131,7 @@ def publish(checkpoints: Path, folder: Path) -> None:
     """
     with naming_storage_faults(folder):
         for step, later in oldest_first(checkpoints):
-            if step > _step_of(folder):
+            if step > step_of(folder):
                 shutil.rmtree(later, ignore_errors=True)
         best = find_best(checkpoints)
         if best is not None:
@@ -140,7 +143,7 @@ def publish(checkpoints: Path, folder: Path) -> None:
 
 def remove_old(checkpoints: Path, folder: Path, best: Path | None) -> None:
     """Remove all checkpoints before `folder`, except its predecessor and the best one."""
-    newest = _step_of(folder)
+    newest = step_of(folder)
     until_now = [earlier for step, earlier in oldest_first(checkpoints) if step <= newest]
     for old in until_now[:-2]:
         if best is None or old.name != best.name:
@@ -246,6 +249,18 @@ def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | No
                 plain_size(folder / name)
                 with (folder / name).open("rb") as file:
                     _check_sum(hashlib.file_digest(file, "sha256").hexdigest(), sums.get(name))
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def find_obvious_damage(folder: Path) -> str | None:
+    """`find_checkpoint_damage` as far as sizes tell: weights are not read."""
+    try:
+        for name, size in _read_about(folder).get("bytes", {}).items():
+            with _naming_damage(folder / name):
+                if plain_size(folder / name) != size:
+                    raise ValueError(f"its size is not the one in {ABOUT}")
     except CheckpointError as error:
         return str(error)
     return None

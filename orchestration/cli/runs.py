@@ -30,6 +30,8 @@ app = typer.Typer(help="Look at runs and sweeps.", no_args_is_help=True, rich_ma
 
 SHOWN_METRICS = {"AP": "val/mask_ap", "AP75": "val/mask_ap75", "box AP": "val/box_ap"}
 """Heading -> metric; of a run's best evaluation."""
+SHOWN_FAULTS = 5
+"""Runs that a warning about many names."""
 
 
 @app.command("ls")
@@ -42,6 +44,7 @@ def list_all(
     from orchestration.record.find_runs import list_runs
 
     statuses = [status for status in list_runs(storage) if name in (None, status.name)]
+    _warn_of_obvious_damage(statuses)
     if as_json:
         print_json(statuses)
         return
@@ -93,7 +96,7 @@ def show(
         if best := table.best():
             status = replace(status, best_run=best.id, best=best.metrics)
     if status.is_final:
-        _warn_of_damage(folder.best_checkpoint)
+        _warn_of_damage(status, folder.best_checkpoint)
     if as_json:
         print_json(asdict(status) | ({"trials": trials} if status.kind == "sweep" else {}))
         return
@@ -105,15 +108,40 @@ def show(
         print_rich(render_table(table))
 
 
-def _warn_of_damage(best: Path) -> None:
-    """Warn if the best checkpoint is damaged; one that is only in a store is checked when it is used."""
+def _warn_of_damage(status: RunStatus, best: Path) -> None:
+    """Warn if the best checkpoint is damaged or gone."""
     from boxseg.engine.checkpoint import require_sound
 
-    if address_of(best) is None and (best.exists() or best.is_symlink()):
+    if _should_have(status, best):
         try:
             require_sound(best.resolve())
         except CheckpointError as error:
             say(f"warning: the best checkpoint cannot be used: {error}")
+
+
+def _warn_of_obvious_damage(statuses: list[RunStatus]) -> None:
+    """Warn of best checkpoints that are gone or cut, all in one line; weights are not read."""
+    from boxseg.engine.checkpoint import find_obvious_damage
+    from orchestration.record.run_folder import RunFolder
+
+    bests = [(status, RunFolder(status.folder).best_checkpoint) for status in statuses]
+    faulty = [
+        status.id
+        for status, best in bests
+        if status.is_final and _should_have(status, best) and find_obvious_damage(best)
+    ]
+    if faulty:
+        named = ", ".join(faulty[:SHOWN_FAULTS]) + (" …" if faulty[SHOWN_FAULTS:] else "")
+        say(
+            f"warning: the best checkpoint of {len(faulty)} of these is gone or damaged: {named}; "
+            "`boxseg runs show RUN` tells how"
+        )
+
+
+def _should_have(status: RunStatus, best: Path) -> bool:
+    """Whether a best checkpoint should be there; one that is only in a store is checked when it is used."""
+    is_told = status.best_step is not None or best.exists() or best.is_symlink()
+    return is_told and address_of(best) is None
 
 
 @app.command()

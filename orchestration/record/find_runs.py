@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from boxseg.engine.checkpoint import ABOUT, find_checkpoint
+from boxseg.engine.checkpoint import ABOUT, BEST, find_best, find_checkpoint, require_sound
 from boxseg.errors import ConfigError
 from orchestration.config.source import names_run
 from orchestration.config.spec import RunSpec
@@ -96,13 +96,16 @@ def find_trained(storage: Path, name: str) -> Path:
 
     Raises:
         ConfigError: there is no such run, or it has no checkpoint yet.
+        CheckpointError: the checkpoint of its best evaluation is gone.
         StorageError: it is in a store that does not answer or refuses the connection.
     """
-    folder = find_checkpoint(Path(name))
+    folder = Path(name) if _holds_run(Path(name)) else find_checkpoint(Path(name))
     if os.path.exists(folder / ABOUT):  # noqa: PTH110 - False for any name at all
         return fetch_network(folder.resolve())
     folder = find_run(storage, name).best_checkpoint
     if not folder.exists():
+        if folder.name != BEST:
+            require_sound(folder)
         raise ConfigError(
             f"{name}: {folder} has no checkpoint yet; a run writes one at its first evaluation"
         )
@@ -127,9 +130,12 @@ def find_start(spec: Spec) -> Spec:
         raise ConfigError(
             f"model.start_from: {error}; a path has a slash, as in ./{start}"
         ) from error
-    fetch_network(run.best_checkpoint)
-    is_run = (run.path / "checkpoints").is_dir()  # its best checkpoint may move on
-    return spec.starting_from(run.path if is_run else run.best_checkpoint)
+    best = run.best_checkpoint
+    fetch_network(best)
+    checkpoints = run.path / "checkpoints"
+    # that of a run may move on; one that is lost is named, and so refused
+    moves_on = checkpoints.is_dir() and find_best(checkpoints) in (best, None)
+    return spec.starting_from(run.path if moves_on else best)
 
 
 def _holds_run(folder: Path) -> bool:

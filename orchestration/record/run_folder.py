@@ -18,7 +18,7 @@ import psutil
 from annotated_types import Ge, Predicate
 from pydantic import BeforeValidator
 
-from boxseg.engine.checkpoint import BEST, find_best
+from boxseg.engine.checkpoint import BEST, find_best, folder_of, step_of
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder, naming_storage_faults, write_atomic
 from orchestration.record.failures import Failure
@@ -182,9 +182,17 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Checkpoint folder of the best evaluation; of a sweep, of its best trial."""
+        """Checkpoint folder of the best evaluation, even if it is lost; of a sweep, of its best trial."""
         here, checkpoints = self.path / BEST, self.path / "checkpoints"
-        return here if here.exists() else find_best(checkpoints) or checkpoints / BEST
+        if here.exists():
+            return here
+        best = find_best(checkpoints)
+        told = read_sound(self.status_path, RunStatus, way_out="put a copy back")
+        told_step = (told and told.best_step) or 0
+        # one that no evaluation was told of yet counts; an earlier one stands for none that is lost
+        if told_step > (0 if best is None else step_of(best)):
+            return folder_of(checkpoints, told_step)
+        return best or checkpoints / BEST
 
     def create(self, status: RunStatus, config: str) -> RunFolder:
         """Make the folder with its settings and first status; gives itself."""

@@ -1,6 +1,7 @@
 """Whoever loads a damaged checkpoint says so, names a sound one, and writes no result."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.spec import RunSpec
 from orchestration.planning.preflight import check
+from orchestration.record.find_runs import find_start
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 
@@ -91,6 +93,26 @@ def test_a_run_that_is_shown_tells_of_it(checkpoint, capsys, damage):
     assert "put a copy back, or name another checkpoint" in told.err
 
 
+@pytest.mark.parametrize("damage", ["gone", "unreadable"])
+def test_none_takes_the_place_of_the_best_checkpoint_in_silence(
+    checkpoint, trained_run, capsys, damage
+):
+    best = checkpoint.parent / "step-00000004"
+    status = RunStatus("r1", "demo", status="finished", best_step=4, best={"val/mask_ap": 0.5})
+    RunFolder(checkpoint.parents[1]).create(status, "name: demo\n")
+    if damage == "unreadable":
+        best.mkdir()
+        (best / "about.json").touch()
+    way_out = f"{checkpoint} is sound; name that one"
+    assert run(["runs", "show", "run"]) == 0
+    assert way_out in capsys.readouterr().err
+    assert run(["predict", "run", str(trained_run.val.images)]) == 1
+    assert way_out in capsys.readouterr().err
+    spec = RunSpec.model_validate({"model": {"start_from": "run"}, "storage": "runs"})
+    with pytest.raises(ConfigError, match=r"model\.start_from: .*step-00000004"):
+        check(find_start(spec))
+
+
 def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):
     assert find_checkpoint(checkpoint.parents[1]) == checkpoint
     for path in checkpoint.glob("*.safetensors"):
@@ -103,3 +125,22 @@ def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):
                 {"model": {"start_from": checkpoint}, "storage": tmp_path / "runs"}
             )
         )
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "described"])
+def test_a_list_of_runs_tells_of_it_without_reading_weights(checkpoint, capsys, damage):
+    folder = shutil.copytree(checkpoint.parents[1], Path("runs/demo/r1"))
+    here = folder / "checkpoints" / checkpoint.name
+    RunFolder(folder).create(RunStatus("r1", "demo", status="finished", best_step=1), "")
+    assert run(["runs", "ls"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    if damage == "cut":
+        os.truncate(next(here.glob("*.safetensors")), 100)
+    elif damage == "gone":
+        shutil.rmtree(here)
+    else:
+        (here / "about.json").write_text("{}")
+    assert run(["runs", "ls", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "warning: the best checkpoint of 1 of these is gone or damaged: r1; " in told.err
+    assert [each["id"] for each in json.loads(told.out)] == ["r1"]
