@@ -133,7 +133,8 @@ def _cut_from(
     mask = found & inside
     if not mask.any():
         mask = inside
-    separation = 1 - shared_colors(color, mask, ~mask)
+    # Of a box that is the whole picture nothing is left that the mask could be told apart from.
+    separation = 0.0 if mask.all() else 1 - shared_colors(color, mask, ~mask)
     return Cut(mask, separation, box_fit(mask, inside), models)
 
 

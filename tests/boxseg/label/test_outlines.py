@@ -53,6 +53,14 @@ def test_the_hole_of_a_ring_stays_open():
     assert not outline.mask[60, 60]
 
 
+@pytest.mark.parametrize("rim", [0, 1])
+def test_an_object_that_fills_the_picture_is_not_taken_for_its_whole_box(rim: int):
+    mask = disc(200 + 2 * rim, 100)
+    outline = find_outline(painted(mask, 60, 160), box_of(mask))
+    assert not outline.is_clean  # nothing is around the box that colours could be told apart from
+    assert iou(outline.mask, mask) > 0.93
+
+
 def test_the_network_decides_where_colours_do_not():
     mask = disc(80, 25)
     bitten = mask.copy()
