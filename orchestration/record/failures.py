@@ -1,4 +1,4 @@
-"""Why a run failed: twelve classes, each with what is done about it and the error that it ends a command with."""
+"""Why a run failed: classes of failures, what is done about each, and the error that a command ends with."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class FailureClass(StrEnum):
     DISK_FULL = "disk_full"
     """Also read-only or vanished storage."""
     CHECKPOINT_LOST = "checkpoint_lost"
-    """That of the best evaluation of a trial which had ended."""
+    """The checkpoint of the best evaluation of a trial that had ended."""
     TRACKER_DOWN = "tracker_down"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a class is told and what is done about it."""
+    """How a class of failures is recognised and what is done about it."""
 
     signs: str
     """Regular expression, found in `Kind: text` of the error."""
     policy: Literal["stop", "retry", "halve"]
-    """stop: the same would come again; retry: go on from the last checkpoint; halve: so too, each worker's batch in
-    twice as many parts."""
+    """stop: the same failure would come again; retry: go on from the last checkpoint; halve: likewise, with each
+    worker's batch in twice as many parts."""
     error: type[BoxSegError] = BoxSegError
-    """What ends a command where the error itself is not one of ours."""
+    """What a command ends with if the error itself is not one of ours."""
 
 
 RULES: dict[FailureClass, Rule] = {
-    # These of our own come first and are told by their class alone, as their texts may quote anything.
+    # Errors of our own come first and are recognised by their class alone, as their texts may quote anything.
     FailureClass.CONFIGURATION: Rule(r"^(ConfigError|ResourceError)\b", "stop"),
     FailureClass.DATA: Rule(r"^DataError\b", "stop"),
     FailureClass.NON_FINITE: Rule(r"^NonFiniteLossError\b", "stop"),
@@ -72,7 +72,7 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.WORKER_LOST: Rule(
         r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|"
         r"WorkerHealthCheck\w*|Dist\w*Error)\b|died unexpectedly|process has died|"
-        # gloo and NCCL complain on the processes that are left when one has gone.
+        # gloo and NCCL report this in the remaining processes when one is lost.
         r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|gloo|NCCL",
         "retry",
     ),
@@ -83,7 +83,7 @@ RULES: dict[FailureClass, Rule] = {
 
 OUR_ERRORS: dict[str, type[BoxSegError]] = {
     "BoxSegError": BoxSegError,
-    # Subclasses that are imported by now; those of `orchestration.errors` are, by this module.
+    # All subclasses, since this module has imported `orchestration.errors`.
     **{kind.__name__: kind for kind in BoxSegError.__subclasses__()},
 }
 """Errors that boxseg raises on purpose, by name."""
@@ -99,7 +99,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Class and text of an error without secrets; of Ray's long texts the last line, which names the cause."""
+        """Class and text of an error without secrets; of Ray's long texts only the last line, which names the cause."""
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         foreign_text = (lines[-1] if len(lines) > 6 else "\n".join(lines))[:2000]
         kind = type(error).__name__
@@ -121,12 +121,12 @@ class Failure:
     def failure_class(self) -> FailureClass:
         """What went wrong."""
         text = f"{self.kind}: {self.text}"
-        # the last class fits any text
+        # UNKNOWN comes last and fits any text
         return next(name for name, rule in RULES.items() if re.search(rule.signs, text))
 
     @property
     def summary(self) -> str:
-        """Class and first line, as in `data: no t.json`; where the class is unknown also that of the error."""
+        """Class and first line, as in `data: no t.json`; if it is unknown, also the class of the error."""
         first_line = self.text.partition("\n")[0][:160]
         if self.failure_class == FailureClass.UNKNOWN and self.text != self.kind:
             return f"{self.failure_class}: {self.kind}: {first_line}"
@@ -134,7 +134,7 @@ class Failure:
 
     @property
     def names_cause(self) -> bool:
-        """Whether the text says what went wrong; False where a process died and nobody knows why."""
+        """Whether the text says what went wrong; False if a process died for unknown reasons."""
         unexplained = (FailureClass.UNKNOWN, FailureClass.WORKER_LOST)
         return self.is_ours or self.failure_class not in unexplained
 
@@ -145,7 +145,7 @@ class Failure:
 
 
 def error_of(failure: Failure) -> BoxSegError:
-    """The error again, of its own class where that is one of ours, else of the one that its rule names."""
+    """The failure as an error: of its own class if that is one of ours, else of the class that its rule names."""
     if failure.is_ours:
         return OUR_ERRORS[failure.kind](failure.text)
     return failure.rule.error(f"{failure.kind}: {failure.text}")

@@ -1,4 +1,4 @@
-"""Files that several processes use: locked, or growing line by line."""
+"""Files that several processes use: locks, logs and files of JSON lines."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from boxseg.files.writing import naming_storage_faults, no_link, sync_folder
 
 
 def digest(path: Path) -> str:
-    """What a file holds, as 16 hexadecimal digits."""
+    """Fingerprint of a file's content: 16 hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock that only one process of this machine can have; it goes with the process, however that ends.
+    """Hold a lock that only one process of this machine can have; it is released when the process ends, however it
+    does.
 
     The file's content stays as it is, and a link in its place is not followed.
 
     Raises:
-        BlockingIOError: another has it, and we are not to wait.
+        BlockingIOError: another process has it, and `wait` is False.
         ConfigError: there is a link in its place.
         StorageError: the disk is full, read-only or gone.
     """
     with naming_storage_faults(path):
-        # O_CLOEXEC: a program that we start would inherit the open file, and keep the lock when we have gone.
+        # O_CLOEXEC: otherwise a program that we start would inherit the open file, and keep the lock after our end.
         file = no_link(str(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -46,7 +47,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTSET) -> None:
     """Send the records of some loggers to a file and nowhere else; makes its folder, but not those above."""
     path.parent.mkdir(exist_ok=True)
-    # `delay` opens it at the first line, so nothing appears where nobody has anything to say.
+    # `delay` opens the file at the first line, so there is no file without lines.
     handler = _Log(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in loggers:
@@ -57,11 +58,11 @@ def log_to_file(path: Path, loggers: Sequence[str], *, level: int = logging.NOTS
 
 
 class _Log(logging.FileHandler):
-    """A log whose disk may be full or gone: whoever writes what matters tells that, so lines are dropped in silence."""
+    """A log that drops lines silently if its disk is full or gone; writers of important files report that."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, if that is possible."""
-        # `handleError` hears of faulty writes only; the first line also opens the file.
+        # `handleError` only sees errors of writing; the first line also opens the file.
         with contextlib.suppress(OSError):
             super().emit(record)
 
@@ -70,14 +71,14 @@ class _Log(logging.FileHandler):
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """A record as JSON that every reader takes: half a letter, as in a name that is not UTF-8, becomes `?`."""
+    """A record as valid UTF-8 JSON: lone surrogates, as in a name that is not UTF-8, become `?`."""
     return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add an object with the time to a file of JSON lines; a line that a kill tore stays alone and is skipped.
+    """Add an object with the time to a file of JSON lines; on return it is on the disk.
 
-    The line is on the disk when this returns.
+    If a kill left the last line unfinished, the new one begins on a line of its own, so that readers skip only that.
 
     Raises:
         ConfigError: the file is a link.
@@ -85,7 +86,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
     """
     line = to_json({"time": round(time.time(), 3), **values}) + "\n"
     with naming_storage_faults(path), open(path, "a+b", opener=no_link) as file:
-        # Opening to append moves to the end.
+        # Opening in append mode moves to the end.
         is_new = file.tell() == 0
         if not is_new:
             file.seek(-1, os.SEEK_END)

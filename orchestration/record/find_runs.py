@@ -24,7 +24,7 @@ def list_runs(storage: Path, *, warns: bool = True) -> list[RunStatus]:
 
     Args:
         storage: The folder.
-        warns: Whether to warn of unsound folders; who looks for one run has nothing to do with those of others.
+        warns: Warn of unsound folders; not wanted by a command that looks for one run only.
 
     Raises:
         StorageError: the storage is a store that does not answer or refuses the connection.
@@ -62,7 +62,7 @@ def sound_status(folder: Path, *, warns: bool = True) -> RunStatus | None:
         if warns:
             tell_once(run.status_path, str(error))
     except (ConfigError, FileNotFoundError):
-        pass  # it has gone meanwhile
+        pass  # the folder was removed meanwhile
     return None
 
 
@@ -71,7 +71,7 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
     Args:
         storage: Where runs are kept.
-        name: A run's folder, its id, the name of a sweep or run, of which the newest is meant, or `best:` and a sweep.
+        name: A run's folder, its id, the name of a sweep or run (the newest of this name), or `best:` and a sweep.
 
     Raises:
         ConfigError: nothing or more than one fits, or the sweep has no best trial.
@@ -92,7 +92,7 @@ def _best_trial(sweep: RunFolder, name: str) -> RunFolder:
 
 
 def find_trained(storage: Path, name: str) -> Path:
-    """The folder of the best checkpoint of a run, or the checkpoint folder that is named itself; loads no torch.
+    """The folder of a run's best checkpoint, or of the checkpoint that `name` is the path of; does not load torch.
 
     Raises:
         ConfigError: there is no such run, or it has no checkpoint yet.
@@ -113,7 +113,7 @@ def find_trained(storage: Path, name: str) -> Path:
 
 
 def find_start(spec: Spec) -> Spec:
-    """The settings with a path in the place of a run that `model.start_from` names by its id, or as `best:SWEEP`.
+    """The settings with `model.start_from` as a path, if it names a run by its id or as `best:SWEEP`.
 
     Raises:
         ConfigError: there is no such run, or more than one.
@@ -133,7 +133,7 @@ def find_start(spec: Spec) -> Spec:
     best = run.best_checkpoint
     fetch_network(best)
     checkpoints = run.path / "checkpoints"
-    # that of a run may move on; one that is lost is named, and so refused
+    # a run's best checkpoint may become another one; a lost one is named itself, so that it is refused
     moves_on = checkpoints.is_dir() and find_best(checkpoints) in (best, None)
     return spec.starting_from(run.path if moves_on else best)
 
@@ -143,11 +143,11 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _find_folder(storage: Path, name: str) -> RunFolder:
-    """The folder of a run, trial or sweep; where only a folder of this name is there, whatever it holds, that one."""
+    """The folder of a run, trial or sweep; failing that, an unsound folder of this name, which cannot be read."""
     if _holds_run(Path(name)):
         return RunFolder(Path(name).resolve())
     runs = list_runs(storage, warns=False)
-    # A whole id means that run, even where other ids begin with it or a sweep has it as its name.
+    # A whole id means that run, even if a sweep has the same name.
     fits = [run for run in runs if run.id == name] or _newest_named(runs, name)
     if len(fits) == 1:
         return RunFolder(fits[0].folder)
@@ -156,7 +156,7 @@ def _find_folder(storage: Path, name: str) -> RunFolder:
         raise ConfigError(f"{name}: {len(fits)} runs fit; name one by its folder: {folders}")
     for path in _status_paths(storage):
         if path.parent.name == name:
-            # its status is unsound, as it is not listed; the error comes when it is read
+            # it is not listed, so its status is unsound
             return RunFolder(path.parent)
     raise ConfigError(f"{name}: no such run under {shown(storage)}; `boxseg runs ls` lists them")
 

@@ -1,4 +1,4 @@
-"""What a sweep has done so far, by its journal and the folders of its trials; from there it goes on after a stop."""
+"""What a sweep has done so far, read from its journal and the folders of its trials, so that it can go on."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from orchestration.store.mirror import pull_tree, refresh
 from orchestration.store.syncer import Syncer, driven
 
 GO_ON = {FailureClass.DISK_FULL, FailureClass.CHECKPOINT_LOST}
-"""Failures of trials that a sweep which goes on runs again, whatever it is asked to."""
+"""A resumed sweep runs trials with these failures again even without `--retry-failed`."""
 DAMAGED = "damaged-status.json"
-"""What a status that cannot be read is renamed to where a sweep goes on with its trial."""
+"""New name of a trial's status that cannot be read, so that a sweep can go on with the trial."""
 
 
 def newest_sweep(storage: Path, name: str) -> RunFolder | None:
     """The folder of the sweep of this name that began last.
 
     Raises:
-        ConfigError: there may be a newer one, whose status cannot be read.
+        ConfigError: there may be a newer sweep, whose status cannot be read.
         StorageError: the storage is a store that does not answer or refuses the connection.
     """
     refresh(storage, name)
@@ -67,7 +67,7 @@ def is_concluded(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def driving(folder: RunFolder) -> Iterator[Syncer | None]:
-    """Be the only process that drives a sweep; gives what sends its files, if it is in a store.
+    """Be the only process that drives a sweep; yields what sends its files if it is in a store.
 
     Raises:
         ConfigError: another process does.
@@ -95,20 +95,19 @@ def read_past(
     sweep: SweepConfig | None = None,
     retry_failed: bool = False,
 ) -> list[TrialStatus]:
-    """All trials that a sweep drew, by number; those that have not ended are marked as waiting for this process.
+    """All trials that a sweep drew, by number; marks those that have not ended as waiting for this process.
 
-    A trial that failed because its storage was full counts as not ended: there is room now, or the sweep stops again.
-    So does one that has lost its best checkpoint: it goes on from the last one.
-    Checkpoints that ended trials need no more are removed.
+    Trials that failed because the storage was full, or because their best checkpoint is lost, count as not ended: they
+    go on from their last checkpoint. Checkpoints that ended trials no longer need are removed.
 
-    A trial is known by its line in the journal or by its folder; one of the two is enough, and Ray's own files are not
-    read at all.
+    A trial is known by its line in the journal or by its folder; one of the two is enough. Ray's own files are not
+    read.
 
     Args:
         folder: The sweep's folder, driven by this process.
         criterion: What decides.
-        sweep: Trials that it cannot have drawn are left out with a warning; null: all trials are taken.
-        retry_failed: Whether trials that failed for a reason that may have gone are to go on too.
+        sweep: Trials that it cannot have drawn are left out with a warning; None: all trials are taken.
+        retry_failed: Go on with trials too whose cause of failure may be gone.
     """
     for path in folder.path.glob("*/status.json"):
         if sound_status(path.parent) is None:
@@ -119,19 +118,19 @@ def read_past(
     for status in find_trials(folder, sweep).values():
         run = RunFolder(status.folder)
         if run.status_path.exists() and not _has_ended(status, retry_failed=retry_failed):
-            # With this process's number, as readers take a run whose process has gone for interrupted.
+            # With the id of this process, as a run whose process is gone would count as interrupted.
             status = run.update(status="created", ended=None, failure=None, **own_process())
         elif (newest := newest_step(checkpoints := run.path / "checkpoints")) > 0:
-            # a driver that was killed may not have removed them in its store
+            # a killed driver may have left old checkpoints in its store
             remove_old(checkpoints, folder_of(checkpoints, newest), find_best(checkpoints))
         past.append(TrialStatus.of(status, criterion))
     return past
 
 
 def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunStatus]:
-    """How the trials that a sweep drew stand, by rising number; nothing is marked or put out of the way.
+    """States of the trials that a sweep drew, by rising number; changes nothing.
 
-    Those that it cannot have drawn are left out with a warning.
+    Trials that it cannot have drawn are left out with a warning.
     """
     trials: dict[int, RunStatus] = {}
     for line in folder.journal():
@@ -142,11 +141,11 @@ def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunSt
     for status in list_in(folder.path):
         trial = _trial_of(status)
         if trial is not None and _is_own(trial, sweep):
-            # A folder knows more than the line of the journal that it replaces.
+            # A folder knows more than the line of the journal, and replaces it.
             trials[trial.number] = status
         else:
             path = RunFolder(status.folder).status_path
-            tell_once(path, f"{path}: left out, it is none of the trials that this sweep draws")
+            tell_once(path, f"{path}: left out, this sweep cannot have drawn such a trial")
     return dict(sorted(trials.items()))
 
 
@@ -188,7 +187,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _trial(number: Any, values: Any, seed: Any) -> Trial | None:
-    """The trial that a line of the journal or a status tells of; None where one of its parts is missing or unsound."""
+    """The trial of a line of the journal or of a status; None if one of its parts is missing or unsound."""
     if isinstance(number, int) and isinstance(values, dict) and isinstance(seed, int):
         return Trial(number, values, seed)
     return None

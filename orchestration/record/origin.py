@@ -35,7 +35,7 @@ from orchestration.store.places import address_of, named
 IMAGES = "images.json"
 """Name in the folder of a run or sweep."""
 MAX_CHANGES_BYTES = 1_000_000
-"""Longer changes are only counted."""
+"""Longer changes are not kept, only their length."""
 SHOWN_NAMES = 3
 """How many changed images a message names."""
 
@@ -47,9 +47,9 @@ def provenance(spec: RunSpec) -> dict[str, str]:
 
 
 def prepare_data(spec: RunSpec) -> dict[str, str]:
-    """Draw the generated data set if it is used and missing; gives the tags `data` and `data_fingerprint`.
+    """Draw the generated data set if it is used and missing; returns the tags `data` and `data_fingerprint`.
 
-    Of data in a store only the annotations are brought here: images go to the machines that train.
+    Of data in a store only the annotations are fetched here; images are fetched by the machines that train.
     """
     fetch_annotations(spec)
     if "toy" in (spec.data.train, spec.data.val):
@@ -58,7 +58,7 @@ def prepare_data(spec: RunSpec) -> dict[str, str]:
 
 
 def look_at_data(spec: RunSpec) -> dict[str, str]:
-    """The tags of `prepare_data`, with nothing drawn; empty where a file is not there."""
+    """The tags of `prepare_data`, without drawing anything; empty if a file is missing."""
     try:
         return _fingerprint(spec)
     except OSError:
@@ -76,7 +76,7 @@ def _fingerprint(spec: RunSpec) -> dict[str, str]:
 
 
 def open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
-    """Make the folder of a run or sweep, or go on in it, and keep there where it comes from."""
+    """Make or reopen the folder of a run or sweep, and record there where it comes from."""
     status = RunStatus(
         folder.path.name, spec.name, steps=spec.train.steps, tags=tags, **own_process()
     )
@@ -88,7 +88,7 @@ def open_folder(folder: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
 
 
 def own_command() -> str:
-    """The command that this process runs, as one types it; secrets in it are hidden."""
+    """The command that this process runs, as it would be typed, with secrets hidden."""
     program = Path(sys.argv[0])
     if program.parent.name == "cli" and program.name == "__main__.py":
         program = Path("boxseg")  # python -m orchestration.cli
@@ -100,7 +100,7 @@ def git_state() -> dict[str, str]:
     try:
         # fails where only a folder further up is a checkout
         _git("ls-files", "--error-unmatch", "boxseg/__init__.py")
-        # Files that git does not know are left out here as they are in `git diff HEAD`.
+        # Without untracked files, as in `git diff HEAD`.
         changes = _git("status", "--porcelain", "--untracked-files=no").strip()
         commit = _git("rev-parse", "HEAD").strip()
         return {"git_commit": commit, "git_dirty": "true" if changes else "false"}
@@ -109,16 +109,16 @@ def git_state() -> dict[str, str]:
 
 
 def write_changes(folder: RunFolder) -> None:
-    """Keep what the checkout has otherwise than its commit, as `changes.diff`; none stays if it has no changes.
+    """Keep the differences of the checkout from its commit as `changes.diff`; remove that file if there are none.
 
-    Secrets in it are hidden, so that those lines do not apply as a patch.
+    Secrets in it are hidden; these lines do not apply as a patch.
     """
     path = folder.path / "changes.diff"
     if folder.stored().tags.get("git_dirty") != "true":
         path.unlink(missing_ok=True)
         return
     try:
-        # Without `--binary` changed pictures and the like are only named.
+        # Without `--binary`, git would only name changed binary files.
         text = _git("diff", "HEAD", "--binary")
     except subprocess.SubprocessError as error:
         text = f"# not kept: {error}\n"
@@ -181,7 +181,7 @@ def cpu_name() -> str:
 
 
 def check_repeatable(original: RunFolder, spec: RunSpec, tags: dict[str, str]) -> None:
-    """Refuse to repeat what cannot come out the same.
+    """Refuse to repeat a run if the result cannot be the same.
 
     Args:
         original: The run to repeat.
@@ -207,9 +207,9 @@ def check_same_data(
 
     Args:
         original: The run or sweep.
-        spec: Settings of now, which name the images.
-        tags: Of now; without `data_fingerprint` nothing is known of the files.
-        otherwise: What can be done with the new files.
+        spec: Present settings, which name the images.
+        tags: Present tags; without `data_fingerprint`, annotation files are not compared.
+        otherwise: What can be done with the new files, for the message.
 
     Raises:
         DataError: the annotation files or images are not those that the run was trained and evaluated with.
@@ -225,7 +225,7 @@ def check_same_data(
     for name, source in spec.data.files.items():
         folder, first = source.images, prints.get(name, {})
         now_there = take_prints(folder, list(first))
-        # what is gone, others tell; a driver need not even see the images that the nodes have
+        # missing images are reported elsewhere; a driver need not even see the images that the nodes have
         changed = [name for name, text in now_there.items() if first[name] != text]
         if changed:
             more = " …" if len(changed) > SHOWN_NAMES else ""
@@ -236,16 +236,16 @@ def check_same_data(
 
 
 def write_prints(folder: RunFolder, spec: RunSpec) -> None:
-    """Keep by what the images of a run or sweep are known again, as `images.json`, unless it is there.
+    """Keep fingerprints of a run's or sweep's images in `images.json`, unless this file exists.
 
-    Images that boxseg draws itself are none of them, nor those of a store, whose objects have versions.
+    Images that boxseg draws itself are left out, and so are those in a store, whose objects have versions.
     """
     path = folder.path / IMAGES
     if path.exists():
         return
     prints: dict[str, dict[str, str]] = {"train": {}, "val": {}}
     for name, source in spec.data.files.items():
-        # no more is asked of the file than that: what is wrong with it, others tell
+        # faults of the annotation file are reported elsewhere
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if address_of(source.images.absolute()) is None:
                 images = json.loads(source.annotations.read_bytes())["images"]
@@ -255,6 +255,6 @@ def write_prints(folder: RunFolder, spec: RunSpec) -> None:
 
 
 def _read_prints(folder: RunFolder) -> dict[str, dict[str, str]]:
-    """Of images to train and to validate on; empty where nobody kept any."""
+    """Fingerprints of the images to train and to validate on; empty if none were kept."""
     kind, way_out = dict[str, dict[str, str]], "images are not compared"
     return read_sound(folder.path / IMAGES, kind, way_out=way_out) or {}

@@ -31,22 +31,22 @@ HEADLINE = (
 )
 """Metrics worth a place in one line."""
 LINE_EVERY_S = 10.0
-"""Time between two lines about a count, without a terminal."""
+"""Time between two lines about a count, if there is no terminal [s]."""
 MEASURED = 0.1
-"""Share of a run's steps that must have been timed before anybody speaks of the time left."""
+"""Share of a run's steps that must have been timed before the time left is shown."""
 
 T = TypeVar("T")
 
 
 class ProgressDisplay:
-    """stderr with a part that changes on a terminal; entered while the work lasts.
+    """Context that shows progress on stderr, on a terminal with a part that is redrawn.
 
-    Once nobody reads it any more (a closed pipe, a terminal that has gone) it is silent; the work goes on.
+    Once nobody reads stderr any more (a closed pipe or terminal), it is silent, and the work goes on.
     """
 
     def __init__(self, *, shown: bool) -> None:
         self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
-        # No thread of rich redraws it: it changes with `update` alone, and goes at the end.
+        # Without a thread of rich: it is only redrawn by `update`, and removed at the end.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
         self._is_read = True
@@ -73,11 +73,11 @@ class ProgressDisplay:
     def _line(self, text: str) -> None:
         """A line that stays."""
         with self._readers_may_leave():
-            # In a file or pipe a line stays one line, however long.
+            # In a file or pipe, long lines are not wrapped.
             self._console.print(text, soft_wrap=not self.is_live)
 
     def pass_on(self, text: str) -> None:
-        """A line that stays without a terminal, and is soon replaced on one."""
+        """Show a line: for a moment on a terminal, else for good."""
         if self.is_live:
             self._show(Text(printable(text)))
         else:
@@ -93,7 +93,7 @@ class ProgressDisplay:
 
 
 class RunProgress(ProgressDisplay):
-    """A line that changes on a terminal, above it one for each evaluation; else a line per report."""
+    """On a terminal, a line that is redrawn, and above it one for each evaluation; else a line for each report."""
 
     def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
         super().__init__(shown=shown)
@@ -102,11 +102,11 @@ class RunProgress(ProgressDisplay):
         self._tells_start = True
         self._trail = Trail(folder, self._steps)
         self._trail.skip()
-        self._old_beat = read_beat(folder)  # from before a resume
+        self._old_beat = read_beat(folder)  # of an earlier command
         self._last: Report | None = None
-        """The last one that has a place in a line."""
+        """The last report with metrics of `HEADLINE`."""
         self._has_line = False
-        """Whether a line about how it goes was written."""
+        """Whether a line about the progress was written."""
 
     def update(self) -> None:
         """Show what is new."""
@@ -154,7 +154,7 @@ class RunProgress(ProgressDisplay):
         return f"step {report.step}/{self._steps}{left}  {headline(report.metrics)}"
 
     def _left(self, step: int, steps_per_s: float = 0.0) -> str:
-        """Time left, by the pace since the first report with evaluations, or else by that of updates alone."""
+        """Time left: by the pace since the first report, evaluations included, or else by that of updates alone."""
         step_s = self._trail.step_s
         if not step_s and steps_per_s:
             step_s = 1 / steps_per_s
@@ -162,7 +162,7 @@ class RunProgress(ProgressDisplay):
 
 
 class SweepProgress(ProgressDisplay):
-    """The table of trials: live on a terminal, else a line per evaluation and per end."""
+    """On a terminal, the table of trials, redrawn; else a line for each evaluation and each end."""
 
     def __init__(self, name: str, planned: int, *, shown: bool = True) -> None:
         super().__init__(shown=shown)
@@ -176,8 +176,8 @@ class SweepProgress(ProgressDisplay):
         self._ended: dict[str, Status] = {}
 
     def begin(self, table: SweepTable) -> None:
-        """Take note of what was there before this command, and is not told again."""
-        # `_look` would also tell how trials started that were at work before.
+        """Take note of what was there before this command, so that it is not shown again."""
+        # without `_tells_start`, as `_look` would say what earlier trials started from
         tells_start, self._tells_start = self._tells_start, False
         for row in table.rows:
             self._look(row)
@@ -186,7 +186,7 @@ class SweepProgress(ProgressDisplay):
         self._tells_start = tells_start
 
     def update(self, table: SweepTable) -> None:
-        """Show what is new; trials that ended before cost next to nothing."""
+        """Show what is new; trials that ended before are not read again."""
         rows = [row for row in table.rows if self._ended.get(row.id) != row.status]
         new = {row.id: self._look(row) for row in rows}
         self._ended |= {row.id: row.status for row in rows if row.is_final}
@@ -203,7 +203,7 @@ class SweepProgress(ProgressDisplay):
             # leaves room for the table's borders and header and for the caption
             most = max(self._console.height - 8, 4)
             drawn = render_table(table, caption=caption, most=most)
-            # of a sweep whose first trial is still to come there is no table
+            # before the first trial there is no table
             self._show(drawn if table.rows else Text(caption))
 
     def _look(self, row: TrialStatus) -> list[Report]:
@@ -224,12 +224,12 @@ class SweepProgress(ProgressDisplay):
         return [report for report in reports if report.is_evaluation]
 
     def _seconds_left(self, table: SweepTable) -> float | None:
-        """Time left if trials to come take as long as those that ended, or else as the steps so far; None: unknown."""
+        """Time left, if trials to come take as long as those that ended, or as the steps so far; None: unknown."""
         if not self._paces:
             return None
         usual_pace = statistics.fmean(self._paces.values())
         working = [row for row in table.rows if not row.is_final]
-        # The most so far, as between the end of a trial and the start of the next fewer are at work.
+        # The most so far, as fewer are running between the end of one trial and the start of the next.
         self._at_once = max(self._at_once, len(working))
         left = []
         for row in working:
@@ -240,13 +240,13 @@ class SweepProgress(ProgressDisplay):
         else:
             usual_trial = usual_pace * max(row.steps for row in table.rows)
         to_come = (self._planned - len(table.rows)) * usual_trial
-        # as long as the work shared by all places, but no shorter than the longest trial at work
+        # the work is shared by all places, but the longest running trial sets a limit
         shared = (sum(left) + to_come) / self._at_once
         return max([*left, shared])
 
 
 class Trail:
-    """The reports of one run as they come, and the pace that they tell."""
+    """The reports of one run as they come, and its pace."""
 
     def __init__(self, folder: RunFolder, steps: int) -> None:
         self._folder = folder
@@ -256,7 +256,7 @@ class Trail:
         self.last: Report | None = None
 
     def skip(self) -> None:
-        """Leave out what is there already, as from before a resume."""
+        """Leave out what is there already, from an earlier command."""
         _, self._offset = self._folder.reports_since(0)
 
     def new(self) -> list[Report]:
@@ -272,7 +272,7 @@ class Trail:
         """Seconds per step since the first report, evaluations included; None until enough steps were timed."""
         if self._first is None or self.last is None:
             return None
-        # From the first report on: what comes before it has loading and the slow first steps in it.
+        # From the first report on, as loading and slow first steps come before it.
         steps = self.last.step - self._first.step
         if steps <= MEASURED * self._steps:
             return None
@@ -280,7 +280,7 @@ class Trail:
 
 
 def headline(metrics: dict[str, float]) -> str:
-    """The few metrics that tell how it goes."""
+    """The most important metrics in one line."""
     shown = [name for name in HEADLINE if name in metrics]
     return "  ".join(f"{name.split('/')[-1]} {metrics[name]:.4g}" for name in shown)
 
@@ -291,7 +291,7 @@ def time_left(seconds: float | None) -> str:
 
 
 def counted(items: Iterable[T], total: int, *, what: str) -> Iterator[T]:
-    """The same items, with the count done and the time left: live on a terminal, else a line every ten seconds."""
+    """Yield the items and show the count done and the time left: live on a terminal, else every ten seconds."""
     began = next_at = time.monotonic()
     with ProgressDisplay(shown=True) as progress:
         for done, item in enumerate(items, start=1):

@@ -1,4 +1,4 @@
-"""How far a run is between its reports: a small file in its folder, written anew every few seconds."""
+"""How far a run is between its reports: a small file in its folder, written anew about once a second."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 FILE = "pulse.json"
 LOSSES = "train/loss"
 EVERY_S = 1.0
-"""Time between two beats [s]: reading losses waits for the device."""
+"""Time between two beats [s]; not less, because reading losses waits for the device."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a run was a moment ago."""
+    """How far a run was a moment ago."""
 
     __pydantic_config__ = RULES
 
     step: Count
     """Updates done."""
     steps_per_s: float
-    """Since the first update of this process, evaluations included."""
+    """Pace since the first update of this process, evaluations included."""
     losses: dict[str, float | None]
-    """Of this update, by their names; null for what was not finite."""
+    """Losses of this update by name; None for those that were not finite."""
 
 
 @dataclass
@@ -47,11 +47,11 @@ class Pulse:
     first_step: int
     """The first update that was done; others are counted from its end."""
     _began: float = field(default_factory=time.monotonic)
-    # So long ago that the first one is due at once.
+    # long enough ago that the first beat is due at once
     _wrote: float = -EVERY_S
 
     def beat(self, step: int, metrics: Mapping[str, Tensor]) -> None:
-        """Write, from the second update on, if the last time is long ago."""
+        """Write a beat, from the second update on, if the last one is `EVERY_S` old."""
         now = time.monotonic()
         if step <= self.first_step or now - self._wrote < EVERY_S:
             return
@@ -64,12 +64,12 @@ class Pulse:
         pace = (step - self.first_step) / max(now - self._began, 1e-6)
         text = json.dumps({"step": step, "steps_per_s": pace, "losses": losses})
         with contextlib.suppress(OSError, BoxSegError):
-            # No waiting for the disk every second: after a power loss nobody asks for it.
+            # Without waiting for the disk: it is of no use after a power loss.
             write_atomic(self.folder.path / FILE, text, durable=False)
 
 
 def read_beat(folder: RunFolder) -> Beat | None:
-    """The newest one; None where there is none yet."""
+    """The newest beat; None if there is none yet."""
     try:
         return read_record(folder.path / FILE, Beat, way_out="the next one takes its place")
     except (DamagedError, OSError):

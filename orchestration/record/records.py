@@ -1,4 +1,4 @@
-"""Reads JSON records of runs and checks them; an unsound one is warned of once, and those beside it are read."""
+"""Reads and checks JSON records of runs; an unsound record is warned of once, and does not affect the others."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 RULES = {"strict": True, "allow_inf_nan": False}
-"""pydantic's settings for records: numbers are finite, and no text stands for one."""
+"""pydantic's settings for records: numbers are finite, and text is not converted to numbers."""
 Count = Annotated[int, Ge(0), Le(2**53)]
-"""Whole number that every reader of JSON takes as it is."""
+"""Whole number that every reader of JSON represents exactly."""
 Seconds = Annotated[float, Ge(0), Le(253402300799)]
 """Seconds since 1970, up to the year 9999."""
 Pid = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -48,7 +48,7 @@ def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
 
     Args:
         path: A JSON file.
-        kind: A dataclass or TypedDict with `RULES`; what it does not know is left out.
+        kind: A dataclass or TypedDict with `RULES`; fields that it does not have are left out.
         way_out: What to do about an unsound file, for the message.
 
     Raises:
@@ -68,7 +68,7 @@ def read_record(path: Path, kind: type[T], *, way_out: str) -> T:
 
 
 def read_sound(path: Path, kind: type[T], *, way_out: str) -> T | None:
-    """`read_record` of a file that can be done without: None where there is none, or with a warning an unsound one."""
+    """`read_record` of a file that is not needed: None if it is missing or, with a warning, if it is unsound."""
     try:
         return read_record(path, kind, way_out=way_out)
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
     except (OSError, ValueError) as error:
         tell_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
         return [], offset
-    # Somebody may be writing what comes after the last end of a line; the next call reads it.
+    # What follows the last end of a line may just be being written; the next call reads it.
     end = data.rfind(b"\n") + 1
     records: list[T] = []
     unsound: dict[int, str] = {}
@@ -106,7 +106,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
             unsound[number] = _first_fault(error) if not unsound else ""
     if unsound:
         number, fault = next(iter(unsound.items()))
-        # Counted only now: files that are sound never need it.
+        # counted only for the message
         line_number = read_plain(path)[:start].count(b"\n") + number + 1
         others = f" and {len(unsound) - 1} other lines" if len(unsound) > 1 else ""
         tell_once(path, f"{path}:{line_number}{others}: left out, not whole or not sound: {fault}")
@@ -127,7 +127,7 @@ def _validate(kind: Any, data: bytes) -> Any:
     return _adapter(kind).validate_json(data)
 
 
-# pydantic builds a validator for each kind of record, which takes much longer than to use it.
+# building a validator takes pydantic much longer than using it
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter

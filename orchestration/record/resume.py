@@ -1,4 +1,4 @@
-"""Which runs and sweeps may go on, and with which settings; whatever is refused stays as it is."""
+"""Which runs and sweeps may go on, and with which settings; what is refused is left unchanged."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ RUN_MAY_CHANGE = (
     "train.accumulate",
     "data.loader_workers",
 )
-"""Settings that a resumed run may have otherwise, besides those of `resources`, `storage` and `tracking`."""
+"""Settings that may differ in a resumed run, besides those of `resources`, `storage` and `tracking`."""
 SAME_RESULT = ("train.save_every", "train.report_every", "train.panels", "data.loader_workers")
-"""Settings besides those that change nothing about the weights and values of a run."""
+"""Settings that do not affect weights and metrics of a run, besides those of the same three groups."""
 SWEEP_MAY_CHANGE = (
     "sweep.trials",
     "sweep.seeds",
@@ -53,17 +53,17 @@ SWEEP_MAY_CHANGE = (
     "train.panels",
     "data.loader_workers",
 )
-"""Those that a resumed sweep may have otherwise; `extend_sweep` looks at what they are changed to."""
+"""Settings that may differ in a resumed sweep; `extend_sweep` checks their new values."""
 
 OTHER_SWEEP = "start another sweep with --new"
 """What to do with settings or data that a sweep cannot take."""
 
 Start = Literal["resume", "retry_failed", "more", "beside"]
-"""What to do where there is a sweep of the same name.
+"""What to do if there is a sweep of the same name.
 
-`resume`: go on with one that was interrupted, or is to have more trials by the file. `retry_failed`: go on, ended or
-not, and run trials again that failed for a reason that may have gone. `more`: go on, ended or not, and try more
-settings. `beside`: start another one, even though that one is interrupted or running.
+`resume`: go on with it if it was interrupted, or if the file asks for more trials. `retry_failed`: go on, whether it
+has ended or not, and retry trials whose cause of failure may be gone. `more`: go on, whether it has ended or not, and
+try more settings. `beside`: start another one, even if that one is interrupted or running.
 """
 
 
@@ -74,24 +74,24 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str,
         spec: The settings to go on with.
         folder: The run's.
         name: What the user calls it.
-        tags: Tell the fingerprint of the data as it is now.
+        tags: Have the fingerprint of the data as it is now.
 
     Raises:
         CheckpointError: it has lost its checkpoints.
-        ConfigError: it is no run of its own, is running, or its settings do not fit.
-        DataError: its annotation files or images are others now.
+        ConfigError: it is a sweep or trial, is running, or its settings do not fit.
+        DataError: its annotation files or images have changed.
     """
     status = folder.status()
     if status.kind != "run":
         raise ConfigError(f"{name} is a sweep; go on with it by `boxseg sweep --resume`")
-    # A trial that was copied out of its sweep has none above it, and may go on as a run of its own.
+    # A trial that was copied out of its sweep may go on as a run of its own.
     if status.parent is not None and (folder.path / status.parent / "status.json").exists():
         raise ConfigError(f"{name} is a trial; go on with its sweep by `boxseg sweep --resume`")
-    # of a store its driver alone comes here, whatever a machine that was lost has left
+    # in a store only the driver gets here, even if a lost machine left the status `running`
     if status.status == "running" and address_of(folder.path) is None:
         raise ConfigError(f"{name} is running in process {status.pid}; stop that one first")
     checkpoints = folder.path / "checkpoints"
-    # Training would begin at step 0 without a word, below a history that says otherwise.
+    # Otherwise training would silently begin at step 0, although the history has later steps.
     if status.best_step is not None and newest_step(checkpoints) == 0:
         raise CheckpointError(
             f"{checkpoints}: no checkpoint is here, but the run had one of step "
@@ -99,7 +99,7 @@ def check_resumable(spec: RunSpec, folder: RunFolder, name: str, tags: dict[str,
         )
     check_same_settings(spec, folder, RUN_MAY_CHANGE)
     saved = newest_step(checkpoints)
-    # told before anything of the run, which may have ended well, is changed
+    # refused before anything changes in the run, which may have ended well
     if saved > spec.train.steps:
         raise ConfigError(
             f"{name} has a checkpoint of step {saved}, beyond train.steps {spec.train.steps}; raise that"
@@ -140,8 +140,8 @@ def find_done_sweep(spec: SweepSpec) -> RunFolder | None:
 
 
 def _is_of(folder: RunFolder, spec: RunSpec, may_change: Sequence[str]) -> bool:
-    """Whether a run or sweep has the settings of a file, besides some, and its data."""
-    fetch_annotations(spec)  # those of a store may be others now
+    """Whether a run or sweep has the data of a file and its settings, except those that may change."""
+    fetch_annotations(spec)  # those in a store may have changed
     with contextlib.suppress(ConfigError, DataError):
         check_same_data(folder, spec, look_at_data(spec), otherwise="")
         return not differing_settings(find_start(spec), folder, may_change)
@@ -149,9 +149,9 @@ def _is_of(folder: RunFolder, spec: RunSpec, may_change: Sequence[str]) -> bool:
 
 
 def choose_start(spec: SweepSpec) -> Start | None:
-    """How to go on with the newest sweep of this name; None where there is none, or nothing of it is left to do.
+    """How to go on with the newest sweep of this name; None if there is none, or nothing is left to do.
 
-    One that ended well goes on if it is of the file, and that asks for more trials now.
+    A sweep that ended well goes on if it has the settings of the file and the file asks for more trials.
 
     Raises:
         ConfigError: there may be a newer sweep, whose status cannot be read.
@@ -178,11 +178,11 @@ def find_sweep(
     Args:
         spec: Settings of the file.
         start: What to do.
-        name: Id, folder or name of the sweep to go on with; null: the newest one of the file's name.
+        name: Id, folder or name of the sweep to go on with; None: the newest one of the file's name.
 
     Raises:
-        ConfigError: there is no such sweep; it runs, or was interrupted and nobody said what to do about it; or it
-            cannot be resumed.
+        ConfigError: there is no such sweep; it is running; it was interrupted and `start` is None; or it cannot be
+            resumed.
     """
     if start == "beside":
         return None
@@ -197,7 +197,7 @@ def find_sweep(
         raise ConfigError(
             f"{what} {spec.name} under {shown(spec.storage)}; start one without --resume, --retry-failed and --more"
         )
-    # a sweep that a fault of its driver ended is not concluded, and goes on too
+    # a sweep whose driver failed is not concluded, and can go on too
     if start == "resume" and is_concluded(folder) and not _would_extend(spec, folder):
         raise ConfigError(
             f"no interrupted sweep {spec.name} under {shown(spec.storage)}: {folder.path.name} has ended; try more "
@@ -205,14 +205,14 @@ def find_sweep(
             "file (sweep.points alone are tried among sweep.trials: raise those), or start another one without "
             "--resume"
         )
-    with driving(folder):  # raises if another process drives it; let go again on return
+    with driving(folder):  # raises if another process drives it; released on return
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
         extend_sweep(spec, folder)
     return folder
 
 
 def _refuse_unfinished(folder: RunFolder | None) -> None:
-    """Refuse to start beside a sweep that runs or was interrupted, as nobody said what to do about it."""
+    """Refuse to start beside a sweep that is running or was interrupted."""
     if folder is None or folder.stored().status in ENDED:
         return
     with driving(folder):  # raises if another process drives it
@@ -227,28 +227,28 @@ def _named_sweep(spec: SweepSpec, name: str) -> RunFolder:
     status = folder.stored()
     if status.kind != "sweep":
         raise ConfigError(
-            f"{name} is no sweep, but {'a trial of one' if status.parent else 'a single run'}; `boxseg runs ls` tells "
-            "which are sweeps"
+            f"{name} is not a sweep, but {'a trial of one' if status.parent else 'a single run'}; `boxseg runs ls` "
+            "shows which are sweeps"
         )
     return folder
 
 
 def _would_extend(spec: SweepSpec, folder: RunFolder) -> bool:
-    """Whether a sweep would have more trials by the settings of the file than it was planned with."""
+    """Whether the file asks for more trials than the sweep was planned with."""
     planned = _planned(folder).num_trials
     return extend_sweep(spec, folder).sweep.num_trials > planned
 
 
 def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int = 0) -> SweepSpec:
-    """The settings to go on with: trials, seeds and points of the file and the sweep, and some trials more.
+    """The settings to go on with: trials, seeds and points of both file and sweep, and `more` trials.
 
     Args:
         spec: Settings of the file.
-        folder: The sweep's.
-        more: Settings to try besides.
+        folder: Folder of the sweep.
+        more: Number of further settings to try.
 
     Raises:
-        ConfigError: all that there is to try is planned already, or the file leaves out what the sweep has run.
+        ConfigError: all settings of the space are planned already, or the file leaves out what the sweep has run.
     """
     planned = _planned(folder)
     _check_space(spec, folder, planned)
@@ -270,7 +270,7 @@ def extend_sweep(spec: SweepSpec, folder: RunFolder, more: int = 0) -> SweepSpec
 
 
 def _planned(folder: RunFolder) -> SweepConfig:
-    """What a sweep was last planned to do."""
+    """The sweep's settings as they were last planned."""
     try:
         return SweepConfig.model_validate(read_resolved(folder.config_path)["sweep"])
     except (ValidationError, KeyError) as error:
@@ -281,7 +281,7 @@ def _planned(folder: RunFolder) -> SweepConfig:
 
 
 def _join_seeds(of_file: list[int], planned: list[int], folder: RunFolder) -> list[int]:
-    """The larger of two lists of which one has all of the other; first those that the sweep had first."""
+    """The larger of two lists, one of which contains the other; the sweep's own seeds come first."""
     if not set(of_file) <= set(planned) and not set(planned) <= set(of_file):
         raise ConfigError(
             f"sweep.seeds {of_file} leaves out some of {planned}, which {folder.path.name} runs each setting with; "
@@ -312,7 +312,7 @@ def _check_space(spec: SweepSpec, folder: RunFolder, planned: SweepConfig) -> No
 
 
 def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[str]) -> None:
-    """Refuse to go on with other settings than a run or sweep began with; its weights belong to those.
+    """Refuse to go on with other settings than those that a run or sweep began with.
 
     Raises:
         ConfigError: names the settings, both values and the way out.
@@ -332,18 +332,18 @@ def check_same_settings(spec: RunSpec, folder: RunFolder, may_change: Sequence[s
 def differing_settings(
     spec: RunSpec, folder: RunFolder, may_change: Sequence[str]
 ) -> list[tuple[str, Any, Any]]:
-    """Name, value now and value of a run or sweep, for each setting in which they differ and that must not change.
+    """(name, value now, value of the run or sweep) of each setting that differs and must not change.
 
     Raises:
         ConfigError: the settings of the run or sweep cannot be read.
     """
-    # To text and back, as those on the disk were: otherwise a tuple would differ from its list.
+    # To text and back, as on the disk: otherwise a tuple would differ from the list that it was read as.
     now = params_of(parse_resolved(dump_resolved(spec)))
     before = params_of(read_resolved(folder.config_path))
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        there = before.get(name, "nothing")  # as one that was cut short
+        there = before.get(name, "nothing")  # the file may be cut short
         if not is_free and there != value:
             differing.append((name, value, there))
     return differing

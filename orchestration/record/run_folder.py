@@ -1,4 +1,4 @@
-"""The folder of a run or sweep: settings, status and metrics as files; the truth that all other views copy."""
+"""The folder of a run or sweep: settings, status and metrics as files, which all other views are copied from."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from orchestration.record.records import (
 from orchestration.store.places import address_of
 
 START_FIELD = 19
-"""Place of a process's start among the words after its name in `/proc/PID/stat` [clock ticks since boot]."""
+"""Index of the start time among the words after the process's name in `/proc/PID/stat` [clock ticks since boot]."""
 Status = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 Kind = Literal["run", "sweep"]
 
 FINAL: frozenset[Status] = frozenset({"finished", "stopped", "failed", "interrupted"})
-"""A run in one of these has no process any more; `stopped` means by the trial scheduler."""
+"""A run with one of these has no process any more; `stopped`: by the trial scheduler."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class RunStatus:
     folder: str = ""
     created: Seconds = 0.0
     sequence: Count = 0
-    """Place among the runs and sweeps of its name, whatever the clock says; 0 for trials."""
+    """Number among the runs and sweeps of its name, which does not depend on the clock; 0 for trials."""
     started: Seconds | None = None
     ended: Seconds | None = None
     step: Count = 0
-    """Optimizer updates done, as far as reported; of a sweep, trials ended."""
+    """Optimizer updates done, as far as reported; for a sweep, trials that have ended."""
     steps: Count = 0
-    """Updates of the whole run; of a sweep, trials planned."""
+    """Updates of the whole run; for a sweep, trials that are planned."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Latest value of every metric."""
     best: dict[str, float] = field(default_factory=dict)
@@ -73,34 +73,34 @@ class RunStatus:
     failure: Failure | None = None
     """Why it failed; while it runs, why it was started again."""
     retries: list[str] = field(default_factory=list)
-    """Why the run was started again by itself, one line each."""
+    """Why the run was started again automatically, one line each."""
     accumulate: Annotated[int, Ge(1)] | None = None
-    """Parts of each worker's batch since memory was too short; null: `train.accumulate`."""
+    """Parts of each worker's batch since memory was too short; None: `train.accumulate`."""
     workers: list[Count] = field(default_factory=list)
-    """Training processes that it had, one number after each change; of a run that only began, none."""
+    """Number of training processes, one entry after each change; empty until training begins."""
     start: str = ""
-    """What it took over from the weights of `model.start_from`; empty where there are none."""
+    """What it took over from the weights of `model.start_from`; empty if there are none."""
     description: str = ""
     """One line for people: the settings that a trial varies."""
     values: dict[str, Any] = field(default_factory=dict)
     """Settings that a trial varies, by name."""
     best_run: Name | None = None
-    """Of a sweep: folder of its best trial."""
+    """For a sweep: folder of its best trial."""
     front: list[Name] = field(default_factory=list)
-    """Of a sweep of several metrics that has ended: folders of the trials whose settings no other beats."""
+    """For a sweep of several metrics that has ended: folders of the trials whose settings no other setting beats."""
     parent: Name | None = None
-    """Of a trial: folder of its sweep."""
+    """For a trial: folder of its sweep."""
     tags: dict[str, str] = field(default_factory=dict)
     """Git commit, host, data fingerprint, profile, seed and the like."""
     pid: Pid | None = None
     """Process that drives the run, on the host of the tag `host`."""
     pid_created: Seconds | None = None
-    """When that process began, because numbers are used again; see `began_at`."""
+    """When that process began, because process ids are used again; see `began_at`."""
     mlflow_run_id: str | None = None
 
     @property
     def order(self) -> tuple[int, float, str]:
-        """Among the runs and sweeps of one name, the newest has the largest."""
+        """Sorting key: among the runs and sweeps of one name, the newest has the largest."""
         return self.sequence, self.created, self.id
 
     @property
@@ -129,11 +129,11 @@ class Report:
     step: Count
     time: Seconds
     metrics: Annotated[dict[str, float], BeforeValidator(_without_nulls)]
-    """In the file, null stands for what was not finite."""
+    """Only finite ones; the file has null for others."""
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether it tells how good the network is."""
+        """Whether it has metrics of an evaluation."""
         return any(name.startswith("val/") for name in self.metrics)
 
 
@@ -143,7 +143,7 @@ _Event = Annotated[dict[str, Any], Predicate(lambda line: isinstance(line.get("e
 
 @dataclass(frozen=True)
 class _Tracking:
-    """What `tracking.json` holds: how far the tracking store has followed."""
+    """Content of `tracking.json`: how much of the run has been copied to MLflow."""
 
     __pydantic_config__ = RULES
 
@@ -151,23 +151,23 @@ class _Tracking:
     run_id: str | None = None
     described: bool | None = None
     offset: Count | None = None
-    """Bytes of `metrics.jsonl` whose reports are there."""
+    """Bytes of `metrics.jsonl` whose reports were copied."""
     files: dict[str, str] | None = None
     """Artifact -> digest of its content."""
     ended: list[str | float | None] | None = None
-    """Status and time of the end that is told there."""
+    """Status and time of the end that was copied."""
     deleted: bool | None = None
-    """Whether somebody deleted it there."""
+    """Whether somebody deleted the run in MLflow."""
 
 
 class RunFolder:
     """Reads and writes one folder; cheap to make, keeps nothing in memory.
 
-    `status.json` is written beside and renamed. `metrics.jsonl` only grows: one object per line with `step`, `time` and
-    `metrics`. A line with a lower step than the line before it comes from a run that went on from a checkpoint: it
-    replaces what was reported beyond that step. `journal.jsonl` of a sweep has a line for each event: `sweep_start`,
-    `trial_drawn`, `trial_start`, `trial_end`, `sweep_end`; a resumed sweep goes on below. `logs` holds what Ray and
-    MLflow had to say.
+    `status.json` is always replaced as a whole. `metrics.jsonl` only grows: one object per line with `step`, `time` and
+    `metrics`. If a line has a lower step than the one before it, the run went on from a checkpoint, and earlier reports
+    beyond that step no longer count. `journal.jsonl` of a sweep has a line for each event: `sweep_start`,
+    `trial_drawn`, `trial_start`, `trial_end`, `sweep_end`; a resumed sweep appends to it. `logs` has the logs of Ray
+    and MLflow.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -182,20 +182,20 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Checkpoint folder of the best evaluation, even if it is lost; of a sweep, of its best trial."""
+        """Checkpoint folder of the best evaluation, even if that is lost; for a sweep, that of its best trial."""
         here, checkpoints = self.path / BEST, self.path / "checkpoints"
         if here.exists():
             return here
         best = find_best(checkpoints)
         told = read_sound(self.status_path, RunStatus, way_out="put a copy back")
         told_step = (told and told.best_step) or 0
-        # one that no evaluation was told of yet counts; an earlier one stands for none that is lost
+        # a newer one counts though it was not reported yet; an earlier one does not take the place of a lost one
         if told_step > (0 if best is None else step_of(best)):
             return folder_of(checkpoints, told_step)
         return best or checkpoints / BEST
 
     def create(self, status: RunStatus, config: str) -> RunFolder:
-        """Make the folder with its settings and first status; gives itself."""
+        """Make the folder with its settings and first status; returns itself."""
         make_folder(self.path)
         write_atomic(self.config_path, config)
         if status.parent is None and not status.sequence:
@@ -205,9 +205,10 @@ class RunFolder:
         return self
 
     def open(self, status: RunStatus, config: str) -> RunFolder:
-        """`create`, or for a run that goes on: take over settings and tags, and mark as running by this process.
+        """`create`; for a run that goes on, take over settings and tags, and mark as running by this process.
 
-        A copy under another name goes on as a run of its own: its id, and what MLflow has, are the original's.
+        A copy under another name becomes a run of its own, as its old id and its records in MLflow belong to the
+        original.
         """
         if not self.status_path.exists():
             return self.create(status, config)
@@ -219,7 +220,7 @@ class RunFolder:
         return self
 
     def status(self) -> RunStatus:
-        """The state as last written, and `interrupted` where the driving process has vanished or drives another folder.
+        """The state as last written, but `interrupted` if the driving process is gone or drives another folder.
 
         Raises:
             ConfigError: the folder is not one of a run.
@@ -227,7 +228,7 @@ class RunFolder:
         written = self._read()
         status = self._with_present_places(written)
         if not status.is_final and (_is_dead(status) or self._is_copy_of(written.folder)):
-            # Nobody wrote the end. The last change of the file is the last that is known of the run.
+            # Nobody wrote the end; the last change of the file is the last sign of the run.
             return replace(status, status="interrupted", ended=self.status_path.stat().st_mtime)
         return status
 
@@ -249,7 +250,7 @@ class RunFolder:
             ) from error
 
     def _with_present_places(self, written: RunStatus) -> RunStatus:
-        """The state with the places that it has now; the folder may have been copied since."""
+        """The state with its present folder and MLflow run, as the folder may have been copied since."""
         in_mlflow = self.read_tracking().get("run_id")
         return replace(written, folder=str(self.path), mlflow_run_id=in_mlflow)
 
@@ -263,11 +264,11 @@ class RunFolder:
             return True
 
     def update(self, **changes: Any) -> RunStatus:
-        """Change some fields of the status; gives the new one."""
+        """Change some fields of the status; returns the new one."""
         return self._change(lambda status: replace(status, **changes))
 
     def start(self) -> RunStatus:
-        """Mark as running and driven by this process, also again after an end; takes requests to stop back."""
+        """Mark as running and driven by this process, even if the run had ended; withdraws requests to stop."""
         self._stop_path.unlink(missing_ok=True)
         started: dict[str, Any] = {"status": "running", "ended": None, "failure": None}
         started |= own_process()
@@ -278,8 +279,8 @@ class RunFolder:
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
         """Mark as ended.
 
-        An end that is already written stays, with one exception: a failure whose cause is not known is replaced by one
-        that names a cause. A failure never replaces one with a known cause by one without.
+        An end that is already written stays, except that a failure with a known cause replaces one without. If a run
+        fails without a known cause after a retry that had one, that cause is kept.
         """
         if isinstance(failure, BaseException):
             failure = Failure.of(failure)
@@ -294,13 +295,15 @@ class RunFolder:
                     return now
             kept = failure
             if failure is not None and cause_was_known and not cause_is_known:
-                kept = now.failure  # the reason of a retry tells more than that the process went
+                kept = (
+                    now.failure
+                )  # the reason of the retry says more than that the process is gone
             return replace(now, status=status, ended=time.time(), failure=kept)
 
         return self._change(change)
 
     def note_retry(self, failure: Failure, how: str, *, accumulate: int | None = None) -> None:
-        """Write down that the run is started again, why and how; `accumulate` if the batch is split from now on."""
+        """Record that the run is started again, why and how; `accumulate` is set if the batch is split from now on."""
 
         def change(now: RunStatus) -> RunStatus:
             line = f"{failure.failure_class} after step {now.step}: {how}"
@@ -310,18 +313,19 @@ class RunFolder:
         self._change(change)
 
     def report(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
-        """Add metrics to the history and to the status, unless the run has ended: then it was stopped from outside."""
+        """Add metrics to history and status, unless the run has ended, which means that it was stopped from outside."""
 
         def change(now: RunStatus) -> RunStatus:
             if not now.is_final:
-                # Under the lock, so no line follows an end. Before the status: `report_again` mends a kill in between.
+                # Under the lock, so that no line follows an end. If a kill comes before the status is written,
+                # `report_again` repairs that.
                 self.append_metrics(step, metrics)
             return _with_metrics(now, step, metrics, is_best=is_best)
 
         self._change(change)
 
     def report_again(self, step: int, metrics: dict[str, float], *, is_best: bool = False) -> None:
-        """`report` of an evaluation that may be in the history, in the status, in both or in neither."""
+        """`report` an evaluation that may already be in the history, in the status, in both or in neither."""
         reported: set[str] = set()
         for report in self.reports():
             if report.step == step:
@@ -332,17 +336,17 @@ class RunFolder:
             self.report(step, metrics, is_best=is_best)
 
     def keep_best(self, step: int, metrics: dict[str, float]) -> None:
-        """Have the evaluation of a step as the best one, with all that was reported of it; step 0: none."""
+        """Make the evaluation of a step the best one, with everything that was reported of it; step 0: none."""
         if (self.stored().best_step or 0) == step:
             return
         best = only_finite(metrics)
         for report in self.reports():
-            # with what it cost, which only its report tells
+            # with its costs, which only the report has
             best |= report.metrics if report.step == step and report.is_evaluation else {}
         self.update(best=best, best_step=step or None)
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one report, on the disk when this returns; values that are not finite are null, and read as absent."""
+        """Add one report, which is on the disk on return; values that are not finite become null and read as absent."""
         finite = only_finite(metrics)
         written = {name: finite.get(name) for name in metrics}
         append_line(self.metrics_path, {"step": step, "metrics": written})
@@ -356,14 +360,14 @@ class RunFolder:
         return read_lines(self.journal_path, _Event)[0]
 
     def reports_since(self, offset: int) -> tuple[list[Report], int]:
-        """The reports on whole lines from a byte of the file on, and the byte after the last of these lines.
+        """The reports from a byte of the file on, and the byte after the last whole line.
 
-        Reports that a resumed run replaced are still among them.
+        Reports that no longer count since the run was resumed are still among them.
         """
         return read_lines(self.metrics_path, Report, offset)
 
     def reports(self) -> list[Report]:
-        """All reports, steps rising; those after the checkpoint that a resumed run went on from are left out."""
+        """All reports that count, steps rising: without those beyond the checkpoint that a resumed run went on from."""
         kept: list[Report] = []
         for report in self.reports_since(0)[0]:
             while kept and kept[-1].step > report.step:
@@ -372,7 +376,7 @@ class RunFolder:
         return kept
 
     def history(self, metric: str) -> list[tuple[int, float]]:
-        """(step, value) of one metric, steps rising; of a step that was reported twice the later value."""
+        """(step, value) of one metric, steps rising; if a step was reported twice, the later value."""
         values = {}
         for report in self.reports():
             if metric in report.metrics:
@@ -380,29 +384,29 @@ class RunFolder:
         return list(values.items())
 
     def read_tracking(self) -> dict[str, Any]:
-        """What `write_tracking` kept; empty where there is nothing."""
-        way_out = "MLflow is asked anew what it has"
+        """What `write_tracking` kept; empty if there is nothing."""
+        way_out = "MLflow is asked again what it has"
         tracking = read_sound(self.tracking_path, _Tracking, way_out=way_out) or _Tracking()
         return {name: value for name, value in vars(tracking).items() if value is not None}
 
     def write_tracking(self, state: dict[str, Any]) -> None:
-        """Remember how far the tracking store has followed; if a power loss takes that, it is asked once more."""
+        """Remember how much was copied to MLflow; if a power loss takes that, MLflow is asked again."""
         write_atomic(self.tracking_path, json.dumps(state), durable=False)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
-        """Lock of the process that trains here: one started after a kill waits until those left over have ended."""
+        """Lock of the process that trains here: after a kill, a new process waits until the old one has ended."""
         return file_lock(self.path / ".training")
 
     def tracking(self) -> contextlib.AbstractContextManager[None]:
-        """Lock of whoever brings the tracking store up to date: what two write in turns would undo each other.
+        """Lock of whoever copies this run to MLflow, as two processes would undo each other's changes.
 
         Raises:
-            BlockingIOError: another has it. It is not waited for here, as its store may hang.
+            BlockingIOError: another process has it. It is not waited for, as its MLflow may hang.
         """
         return file_lock(self.path / ".tracking", wait=False)
 
     def request_stop(self) -> None:
-        """Ask whoever trains in this folder to save a checkpoint and end."""
+        """Ask the process that trains in this folder to save a checkpoint and end."""
         write_atomic(self._stop_path, "", durable=False)
 
     def stop_requested(self) -> bool:
@@ -415,7 +419,7 @@ class RunFolder:
         Raises:
             StorageError: the folder is gone, or cannot be written.
         """
-        # A lock of its own: `status.json` is another file after each write, and a lock goes with the file.
+        # Not a lock on `status.json`, which is another file after each write.
         with naming_storage_faults(self.status_path), file_lock(self.path / ".lock"):
             before = self.stored()
             after = change(before)
@@ -434,13 +438,13 @@ class RunFolder:
                 write_atomic(self.status_path, content)
 
     def _write(self, status: RunStatus) -> None:
-        # In a store every machine knows it by the same address.
+        # For a run in a store the address, which is the same on every machine.
         written = replace(status, folder=address_of(self.path) or str(self.path))
         write_atomic(self.status_path, to_json(asdict(written), indent=1))
 
 
 def _next_place(folder: Path) -> int:
-    """The `sequence` of the next run or sweep in the folder of its name."""
+    """The `sequence` of the next run or sweep of a name, in the folder of that name."""
     places = [0]
     for path in folder.glob("*/status.json"):
         with contextlib.suppress(DamagedError, FileNotFoundError):
@@ -449,14 +453,14 @@ def _next_place(folder: Path) -> int:
 
 
 def only_finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics without those that JSON has no number for."""
+    """Metrics without those that JSON cannot represent."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _with_metrics(
     now: RunStatus, step: int, metrics: dict[str, float], *, is_best: bool
 ) -> RunStatus:
-    """The status after a report; of a run that has ended, as it was."""
+    """The status after a report; unchanged if the run has ended."""
     if now.is_final:
         return now
     finite = only_finite(metrics)
@@ -469,13 +473,13 @@ ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id() -> str:
-    """A short id that sorts by time, as in 20261122-171500-3f9ckd; two of one second are alike once in 10^9 times."""
+    """A short id that sorts by time, as in 20261122-171500-3f9ckd; two of the same second agree once in 10^9 times."""
     end = "".join(secrets.choice(ID_LETTERS) for _ in range(6))
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{end}"
 
 
 def new_folder(parent: Path) -> RunFolder:
-    """A folder with a new id, made here and now: nobody else has it, however many start in the same second.
+    """Make a folder with a new id, which no other process gets, however many start in the same second.
 
     Raises:
         StorageError: the disk is full, read-only or gone.
@@ -495,9 +499,9 @@ def own_process() -> dict[str, Any]:
 
 
 def began_at(process: psutil.Process) -> float:
-    """When a process began [s since the machine did]; unlike the time of day, it stays when the clock is set.
+    """When a process began [s since boot], which does not change when the clock is set.
 
-    Where the kernel does not tell (it is not Linux), the time of day.
+    Where the kernel does not say (not on Linux), the time of day.
 
     Raises:
         psutil.Error: the process is gone, or may not be looked at.
@@ -511,8 +515,8 @@ def began_at(process: psutil.Process) -> float:
 
 
 def _is_dead(status: RunStatus) -> bool:
-    """True if the driving process ran on this host and is gone (or a zombie, or another process with its number)."""
-    # Of another machine nothing can be known from here.
+    """True if the driving process ran on this host and is gone (or a zombie, or another process has its id)."""
+    # nothing is known about processes of another machine
     if status.pid is None or status.tags.get("host") != socket.gethostname():
         return False
     try:
@@ -523,5 +527,5 @@ def _is_dead(status: RunStatus) -> bool:
         return is_reused or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    except psutil.Error:  # it is there, but this account may not look at it
+    except psutil.Error:  # it exists, but this account may not look at it
         return False

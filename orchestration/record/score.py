@@ -1,8 +1,8 @@
 """What decides between trials and between settings: the same for table, report, search, early stopping and MLflow.
 
-The score of a trial is the deciding metric of its best evaluation so far, whether it works, has ended or was resumed.
-A setting is judged by the mean over its seeds. Settings whose seeds all ran to their ends come first, then those of
-which some did: a value from the middle of training only counts where there is nothing else.
+The score of a trial is the deciding metric of its best evaluation so far, also while it runs and after it was resumed.
+A setting is judged by the mean over its seeds. Settings of which all seeds finished come first, then those of which
+some did: a value from the middle of training only counts if there is nothing else.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from orchestration.record.trial import TrialStatus
 
 
 class Merit(NamedTuple):
-    """How good a setting is; the larger one is better."""
+    """How good a setting is; of two merits the larger one is better."""
 
     all_finished: bool
-    """Whether all of its seeds ran to their ends."""
+    """Whether all of its seeds finished."""
     some_finished: bool
     score: float
     """`Criterion.score` of the mean over its seeds."""
     others: tuple[float, ...] = ()
-    """The same of the metrics that it is weighed against; of two settings with one score they decide."""
+    """The same for the metrics of `sweep.against`; they decide between settings with equal scores."""
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -35,7 +35,7 @@ class Merit(NamedTuple):
 
     @property
     def has_all(self) -> bool:
-        """Whether there is a value for each of them."""
+        """Whether there is a value of each metric."""
         return min(self.scores) > -math.inf
 
 
@@ -51,8 +51,8 @@ def merit_of(
     Args:
         rows: Its trials.
         criterion: What decides.
-        seeds: How many trials it is to have.
-        others: What it is weighed against; their values are those of the evaluation that `criterion` found best.
+        seeds: Number of trials that a setting has in the end.
+        others: Metrics of `sweep.against`; their values are those of the evaluation that `criterion` found best.
     """
     counted = trials_that_count(rows)
     finished = sum(row.status == "finished" for row in counted)
@@ -62,7 +62,7 @@ def merit_of(
 
 
 def mean_of(rows: Sequence[TrialStatus], other: Criterion) -> float | None:
-    """Mean of what a metric was at the best evaluations of some trials; None where none has it."""
+    """Mean of a metric at the best evaluations of some trials; None if none has it."""
     return _mean(other.value(row.metrics) for row in rows)
 
 
@@ -72,13 +72,13 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def find_front(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """The places of those that no other beats, which would be as good in all numbers and better in one; best first.
+    """Indices of the points that no other point beats, best first.
 
     Args:
         points: Scores, of which larger ones are better.
     """
     front: list[int] = []
-    # what beats a point comes before it in this order, and is on the front itself or beaten from there
+    # whatever beats a point comes before it in this order, and is itself on the front or beaten by a point of it
     for place in sorted(range(len(points)), key=points.__getitem__, reverse=True):
         point = points[place]
         if not any(beats(points[other], point) for other in front):
@@ -97,7 +97,7 @@ def trials_that_count(rows: Sequence[TrialStatus]) -> list[TrialStatus]:
     finished = [row for row in valued if row.status == "finished"]
     by_seed: dict[int, TrialStatus] = {}
     for row in finished or valued:
-        by_seed.setdefault(row.seed, row)  # the same once more tells nothing new
+        by_seed.setdefault(row.seed, row)  # a repetition tells nothing new
     return list(by_seed.values())
 
 
@@ -106,7 +106,7 @@ Scores = list[tuple[int, float]]
 
 
 def read_scores(trial: RunFolder, criterion: Criterion) -> Scores:
-    """The score of a trial after each of its evaluations, as a trial scheduler was told it."""
+    """The score of a trial after each of its evaluations, as the trial scheduler got it."""
     scores: dict[int, float] = {}
     best: float | None = None
     for report in trial.reports():

@@ -1,4 +1,4 @@
-"""Private folders for what a process needs while it lives; those of processes that were killed are removed later."""
+"""Private temporary folders, which are removed when their process ends, or later if it was killed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ RAY_LETTERS = (
     - len("/ray1/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
     - NAME_LETTERS
 )
-"""Bytes that the path around such a folder may have for Ray's sockets in it: Linux allows the name of a socket 107."""
+"""Most bytes of the path that such a folder is in, if Ray's sockets are to fit in it: Linux allows 107 for a socket."""
 OWNER = "owner"
-"""File in such a folder on which its process holds a lock as long as it lives."""
+"""File in such a folder that its process keeps locked as long as it lives."""
 
 
 SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
-"""Where temporary folders can be if TMPDIR is too long a path, as those of batch systems are."""
+"""Where temporary folders can be if the path of TMPDIR is too long, as in batch systems."""
 
 
 @contextlib.contextmanager
 def scratch_folder(what: str, *, for_ray: bool = False) -> Iterator[Path]:
-    """A temporary folder of mode 0700 that goes when the block is left; what killed processes left goes before.
+    """A temporary folder of mode 0700, removed on leaving the block; first removes those that killed processes left.
 
-    A lock tells who lives: numbers of processes mean nothing where containers share the folder for temporary files.
+    A lock shows which processes live: process ids mean nothing if containers share the folder for temporary files.
 
     Args:
-        what: For its name.
-        for_ray: Its path will be short enough for the sockets of a Ray.
+        what: Part of its name.
+        for_ray: Choose a path that is short enough for Ray's sockets.
 
     Raises:
         ResourceError: neither TMPDIR nor the usual folders are short enough and can be written.
@@ -48,7 +48,9 @@ def scratch_folder(what: str, *, for_ray: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"boxseg-{what}-{os.getpid()}-", dir=place))
     unlocked = folder / f".{OWNER}"
     with file_lock(unlocked):
-        unlocked.rename(folder / OWNER)  # under its name nobody ever finds it free while we live
+        unlocked.rename(
+            folder / OWNER
+        )  # so that nobody ever finds a file of this name unlocked while we live
         try:
             yield folder
         finally:
@@ -56,10 +58,10 @@ def scratch_folder(what: str, *, for_ray: bool = False) -> Iterator[Path]:
 
 
 def find_place(most_letters: int | None) -> Path:
-    """The folder for temporary files, or another usual one where its path has more than so many bytes.
+    """The folder for temporary files, or another usual one if its path has more bytes than that.
 
     Raises:
-        ResourceError: there is none.
+        ResourceError: there is none that is short enough and can be written.
     """
     chosen = tempfile.gettempdir()
     for place in (chosen, *SHORT_PLACES):
@@ -73,14 +75,14 @@ def find_place(most_letters: int | None) -> Path:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Delete the folders of this user whose processes have gone; what has no owner's file stays."""
+    """Delete the folders of this user whose processes are gone; folders without an owner's file stay."""
     for folder in place.glob("boxseg-*"):
-        # its owner lives, or another process that starts was faster
+        # suppressed: its owner lives, or another process removes it at the same time
         with contextlib.suppress(OSError, BoxSegError):
             # Not `stat`, which would follow a link that somebody else put there.
             about = folder.lstat()
             is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
             if is_ours and (folder / OWNER).is_file():
-                # If the lock can be had at once, the process that held it has gone.
+                # If the lock is free, the process that held it is gone.
                 with file_lock(folder / OWNER, wait=False):
                     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The trials of a sweep as a table: rows from their folders, the best one, and the same table for all readers."""
+"""The trials of a sweep as a table: its rows, read from their folders, the best one, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ STYLES = {
 
 @dataclass
 class SweepTable:
-    """All trials of a sweep; one more changes the order of the settings without a look at the others."""
+    """All trials of a sweep and the order of their settings, which `add` updates without looking at all trials."""
 
     criterion: Criterion
     rows: list[TrialStatus]
     seeds: int = 1
     """Trials per setting."""
     others: tuple[Criterion, ...] = ()
-    """What the deciding metric is weighed against."""
+    """The metrics of `sweep.against`."""
 
     def __post_init__(self) -> None:
         self._settings: dict[str, list[TrialStatus]] = {}
@@ -55,7 +55,7 @@ class SweepTable:
         )
 
     def best(self) -> TrialStatus | None:
-        """The best trial of the best setting; None where no trial has a value."""
+        """The best trial of the best setting; None if no trial has a value."""
         leader = max(self._merits, key=self._merits.__getitem__, default=None)
         counted = [] if leader is None else trials_that_count(self._settings[leader])
         return max(counted, key=self._score, default=None)
@@ -66,9 +66,9 @@ class SweepTable:
         return [self._settings[key] for key in keys]
 
     def front(self) -> list[list[TrialStatus]]:
-        """The trials of each setting that no other beats in all metrics, by the deciding one; empty for one metric.
+        """The trials of each setting on the front, best by the deciding metric first; empty for one metric.
 
-        Settings are compared that have a value of each metric, and came as far as the best one.
+        Only settings that have a value of each metric and came as far as the best one are compared.
         """
         leader = max(self._merits.values(), default=None)
         if leader is None or not self.others:
@@ -104,15 +104,15 @@ class SweepTable:
 
 
 def read_table(folder: Path, spec: SweepSpec, known: Sequence[TrialStatus] = ()) -> SweepTable:
-    """The table of a sweep folder as it is now; trials that are `known` are not read again.
+    """The table of a sweep folder as it is now; rows that are `known` are not read again.
 
-    A trial whose folder is unsound is left out with a warning.
+    Trials whose folder is unsound are left out with a warning.
     """
     known_rows = {row.id: row for row in known}
     rows = []
     for path in sorted(folder.iterdir()):
         row = known_rows.get(path.name)
-        # os.path, as it gives False for what cannot be read
+        # os.path returns False where this account may not look
         if row is None and os.path.exists(path / "status.json"):  # noqa: PTH110
             row = read_trial(path, spec.sweep.criterion)
         if row is not None:
@@ -129,10 +129,11 @@ def make_table(spec: SweepSpec, rows: list[TrialStatus]) -> SweepTable:
 def render_table(
     table: SweepTable, *, caption: str | None = None, most: int | None = None
 ) -> Table:
-    """For a terminal; of more than `most` trials those at work and the best."""
+    """The table for a terminal; if there are more than `most` trials, the running ones and the best ones."""
     best = table.best()
     if most is not None and len(table.rows) > most:
-        # False sorts first: the best one and those at work. The order within both groups stays, as sorting is stable.
+        # False sorts first: the best one and the running ones. Sorting is stable, so the order within both groups
+        # stays.
         order = sorted(table.ranked(), key=lambda row: row is not best and row.is_final)
         caption = f"… {len(order) - most} more trials\n{caption or ''}"
         table = replace(table, rows=order[:most])
@@ -150,12 +151,12 @@ def render_table(
 
 
 def markdown_table(table: SweepTable) -> str:
-    """For MLflow and files."""
+    """The table as Markdown, for MLflow and files."""
     header, lines = _cells(table, table.best())
     rule = ["---"] * len(header)
     rows = []
     for line in [header, rule, *lines]:
-        # in Markdown a cell is one line, and a bar would end it
+        # in Markdown a cell is a single line, and a bar would end it
         cells = [" ".join(cell.split()).replace("|", "\\|") for cell in line]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -173,7 +174,7 @@ def short_value(value: Any) -> str:
 
 
 def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list[list[str]]]:
-    """Header and lines, the leading trial first; settings and seeds have columns where they vary."""
+    """Header and lines, the best trial first; settings and seeds have columns if they vary."""
     names = table.names
     others = [other.metric for other in table.others]
     on_front = {row.id for rows in table.front() for row in rows}
@@ -181,7 +182,7 @@ def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list
     lines = []
     for row in table.ranked():
         trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
-        # a setting need not apply to all trials
+        # "-" where a setting does not apply to the trial
         values = [short_value(row.values.get(name, "-")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"
         state = f"{row.status}: {row.outcome}" if row.status == "failed" else row.status

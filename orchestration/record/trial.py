@@ -1,4 +1,4 @@
-"""A trial of a sweep: what it is to do, and how it stands."""
+"""A trial of a sweep: the values that it runs with, and its state."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Trial:
     """One trial to run."""
 
     number: int
-    """From 0, in the order of asking."""
+    """From 0, in the order in which trials are drawn."""
     values: dict[str, Any]
     """Setting name -> value."""
     seed: int
 
     def is_drawn_by(self, sweep: SweepConfig) -> bool:
-        """Whether a sweep can have drawn it: its number, its seed and all of its values are possible there."""
+        """Whether a sweep can have drawn it: its number, seed and values are possible there."""
         if not 0 <= self.number < sweep.num_trials or self.seed not in sweep.seeds:
             return False
         return is_setting_of(sweep.space, self.values)
@@ -36,20 +36,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialStatus(RunStatus):
-    """How a trial stands; `metrics` are those of its best evaluation, or the latest where it has none."""
+    """State of a trial; `metrics` are those of its best evaluation, or the latest ones if it has none."""
 
     value: float | None = None
-    """Deciding metric of the best evaluation so far; None before one has it."""
+    """Deciding metric of the best evaluation so far; None until one has it."""
 
     @classmethod
     def of(cls, status: RunStatus, criterion: Criterion) -> TrialStatus:
-        """A trial's `status.json` with what decides."""
+        """The state of a trial with its value by a criterion."""
         value = criterion.value(status.best)
         return cls(**{**vars(status), "metrics": status.best_or_latest, "value": value})
 
     @property
     def number(self) -> int:
-        """Its place in the order of asking."""
+        """Its number; see `Trial`."""
         return int(self.tags["trial"])
 
     @property
@@ -59,7 +59,7 @@ class TrialStatus(RunStatus):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is not run again."""
+        """Whether a resumed sweep does not run it again."""
         return self.status in ENDED
 
     @property
@@ -91,12 +91,12 @@ def setting_key(values: dict[str, Any]) -> str:
 
 
 def trial_folder(sweep: Path, number: int) -> RunFolder:
-    """Where a trial of a sweep lives."""
+    """Folder of a trial of a sweep."""
     return RunFolder(sweep / f"{sweep.name}-{number:02d}")
 
 
 def read_trial(folder: Path, criterion: Criterion) -> TrialStatus | None:
-    """How a trial stands now; None for a copy, and with a warning for an unsound folder."""
+    """The state of a trial now; None for a copied folder and, with a warning, for an unsound one."""
     status = sound_status(folder)
     if status is None or status.id != folder.name:
         return None

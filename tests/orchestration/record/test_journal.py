@@ -239,7 +239,9 @@ def test_any_sweep_can_be_named(tmp_path):
     assert find_sweep(spec, "more", "toy").path == newer.path
     trial = make_trial(older, TRIALS[0], "finished")
     trial.update(parent="..")
-    with pytest.raises(ConfigError, match="aaaa-00 is no sweep, but a trial of one; `boxseg runs"):
+    with pytest.raises(
+        ConfigError, match="aaaa-00 is not a sweep, but a trial of one; `boxseg runs"
+    ):
         find_sweep(spec, "resume", trial.path.name)
     with pytest.raises(ConfigError, match=r"other settings: name other \(the sweep has toy\)"):
         find_sweep(make_spec(tmp_path, name="other"), "resume", older.path.name)

@@ -265,10 +265,7 @@ def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(
     assert [
         past.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
     ] == [0]
-    assert (
-        f"{odd.status_path}: left out, it is none of the trials that this sweep draws"
-        in caplog.text
-    )
+    assert f"{odd.status_path}: left out, this sweep cannot have drawn such a trial" in caplog.text
 
 
 def test_a_trial_with_an_odd_status_is_missing_from_the_table_and_named(tmp_path: Path, caplog):
