@@ -1,4 +1,4 @@
-"""Who may speak with a Ray cluster: addresses and tokens; the token itself stays in the environment or in its file."""
+"""Access to a Ray cluster: addresses and tokens; the token itself stays in the environment or in its file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def read_token() -> str | None:
 
 
 def choose_mode(address: str, *, insecure: bool = False) -> str:
-    """Set RAY_AUTH_MODE for a cluster, unless the user chose it: `token` if there is one, else `disabled`; gives it.
+    """Set RAY_AUTH_MODE for a cluster, unless the user has: `token` if there is one, else `disabled`; returns it.
 
     Args:
         address: Address of the cluster, with or without a scheme.
-        insecure: Whether the user accepts a cluster elsewhere that lets everybody in.
+        insecure: Whether the user accepts a cluster on another machine without a token.
 
     Raises:
         ResourceError: the cluster is not on this machine, and there is no token.
@@ -57,7 +57,7 @@ def choose_mode(address: str, *, insecure: bool = False) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine answers at an address; `auto` finds a Ray that runs here."""
+    """Whether an address is one of this machine only; `auto` finds a Ray that runs here."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname
     if host in ("auto", "localhost"):
         return True

@@ -1,4 +1,4 @@
-"""The nodes of the Ray that a command uses: what they have, whether all see the storage, and who waits for what."""
+"""The nodes of the Ray that a command uses: what they have, whether all see the storage, and what workers wait for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestration.store.client import place_of
 from orchestration.store.places import shown, storage_folder
 
 Resources = Mapping[str, float]
-"""Ray's names of resources, as in `CPU` and `GPU`, with amounts."""
+"""Name of a resource in Ray, as in `CPU` and `GPU` -> amount."""
 
 T = TypeVar("T")
 
@@ -32,11 +32,11 @@ CONNECT_S = 2.0
 LOOK_S = 5.0
 """Time between two looks at what waits [s]."""
 PENDING_S = 60.0
-"""How long workers may wait for their places before somebody is told [s]."""
+"""How long workers may wait for their places before stderr says so [s]."""
 
 
 def silent_nodes() -> list[str]:
-    """Addresses of nodes that Ray takes for alive, but that do not answer: Ray needs up to a minute to notice."""
+    """Addresses of nodes that do not answer although Ray counts them as alive: it takes up to a minute to notice."""
     import ray
 
     return [
@@ -45,7 +45,7 @@ def silent_nodes() -> list[str]:
 
 
 def answering_nodes() -> dict[str, Resources]:
-    """The nodes that are there, as far as one can tell at once: id -> resources."""
+    """Id -> resources of the nodes that can be reached right now."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"] and _answers(node)]
@@ -63,15 +63,15 @@ def _answers(node: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Remote:
-    """An object that lives in an actor of Ray: its methods are asked for there, and their answers waited for."""
+    """An object in an actor of Ray: its methods are called there, and waited for."""
 
     actor: Any
-    """Handle of the actor; it travels with whoever has it."""
+    """Handle of the actor; it can be sent to other processes."""
     answer_s: float | None
-    """How long an answer may take [s]; None: however long."""
+    """How long an answer may take [s]; None: no limit."""
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_"):  # asked for while this travels, when it has no actor yet
+        if method.startswith("_"):  # looked up while this is unpickled, when it has no actor yet
             raise AttributeError(method)
 
         def ask(*arguments: Any, **options: Any) -> Any:
@@ -84,7 +84,7 @@ class _Remote:
 
 
 def at_head(kind: Callable[..., T], *arguments: Any, answer_s: float | None = None) -> T:
-    """An object on the cluster's head, without which there is no cluster; to be used from any node like one here."""
+    """Make an object on the cluster's head that can be used from any node like a local one."""
     import ray
 
     head = {"node:__internal_head__": 0.001}
@@ -93,7 +93,7 @@ def at_head(kind: Callable[..., T], *arguments: Any, answer_s: float | None = No
 
 
 def check_storage_is_shared(storage: Path) -> None:
-    """Write a file here and read it on every node, and the other way round.
+    """Check by test files that this machine and every node see the same storage folder.
 
     Raises:
         ResourceError: names the nodes that do not see the storage, or do not answer.
@@ -121,10 +121,10 @@ def check_storage_is_shared(storage: Path) -> None:
 
 
 def check_store_is_shared(storage: Path) -> None:
-    """Have every node write an object into the store of a mirror, and look whether they are there.
+    """Check that every node can write to the store of a mirror, by an object from each.
 
     Raises:
-        ResourceError: names the nodes that do not reach the store, or another one, or do not answer.
+        ResourceError: names the nodes that do not reach the store, reach another one, or do not answer.
         StorageError: the store does not answer or refuses the connection.
     """
     token = secrets.token_hex(8)
@@ -150,7 +150,7 @@ class _Node:
 
 
 def _ask_nodes(look: Callable[..., str], *arguments: Any) -> dict[_Node, str]:
-    """What a function gives on every node, with its id as last argument; or why there is no answer."""
+    """Node id -> result of a function that is called there with this id as last argument, or why there is none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -177,7 +177,7 @@ def _complaints(answers: dict[_Node, str]) -> str:
 
 
 def look_at_storage(probe: Path, node: str) -> str:
-    """Body of a task on a node: what the probe holds, which it copies beside under the node's name; or the fault."""
+    """Body of a task on a node: copy a test file under the node's name; returns its content, or the error."""
     try:
         text = probe.read_text()
         probe.with_name(f"{probe.name}-{node}").write_text(text)
@@ -189,7 +189,7 @@ def look_at_storage(probe: Path, node: str) -> str:
 
 
 def write_to_store(storage: str, key: str, node: str) -> str:
-    """Body of a task on a node: write an object under its name; gives the fault, or nothing."""
+    """Body of a task on a node: write an object under its name; returns the error, or nothing."""
     try:
         store, _ = place_of(storage_folder(storage))
         store.write(f"{key}/{node}", b"")
@@ -200,7 +200,7 @@ def write_to_store(storage: str, key: str, node: str) -> str:
 
 @contextlib.contextmanager
 def shortages_told() -> Iterator[None]:
-    """While entered, say on stderr what workers lack that have waited for a minute; once for each of them."""
+    """Context in which stderr says, once for each, what workers lack that have waited for a minute."""
     ended = threading.Event()
     thread = threading.Thread(target=_tell_shortages, args=(ended,), name="shortages", daemon=True)
     thread.start()
@@ -216,7 +216,7 @@ def _tell_shortages(ended: threading.Event) -> None:
 
     since: dict[str, float] = {}
     while not ended.wait(LOOK_S):
-        # Ray may be going, or not answer; others notice that
+        # Ray may be ending or not answer, which is noticed elsewhere
         with contextlib.suppress(Exception):
             groups = ray.util.placement_group_table()
             for id in find_late(since, groups, time.monotonic()):
@@ -230,12 +230,12 @@ def _tell_shortages(ended: threading.Event) -> None:
 def find_late(
     since: dict[str, float], groups: Mapping[str, Mapping[str, Any]], now: float
 ) -> list[str]:
-    """Ids of groups of workers that have waited for their places too long, each once in a row.
+    """Ids of groups of workers that have waited for their places too long, each only once.
 
     Args:
-        since: When each began to wait [s]; brought up to date, and infinite for those that were told.
-        groups: Ray's table of them.
-        now: The time [s].
+        since: Id -> when it began to wait [s]; is updated, with infinity for groups that were returned.
+        groups: Ray's table of groups.
+        now: Present time [s].
     """
     waiting = [id for id, group in groups.items() if group["state"] in ("PENDING", "RESCHEDULING")]
     for id in since.keys() - set(waiting):
@@ -246,7 +246,7 @@ def find_late(
 
 
 def describe_shortage(bundles: Sequence[Resources], free: Resources, total: Resources) -> str:
-    """What a group of workers waits for, in one line; each of `bundles` is what one worker needs."""
+    """What a group of workers waits for, in one line; each entry of `bundles` is what one worker needs."""
     need: dict[str, float] = {}
     for bundle in bundles:
         for name, amount in bundle.items():

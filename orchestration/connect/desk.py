@@ -1,4 +1,4 @@
-"""The desk of a driver as an actor of Ray: runs of other machines reach it wherever they are."""
+"""The desk of a driver as an actor of Ray, which runs on other machines can reach."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER_S = 30.0
 
 
 def open_desk(spec: RunSpec, folder: Path) -> Outpost | None:
-    """A desk on the cluster's head, for a run or sweep that it drives; None where all its processes see its folder."""
+    """A desk on the cluster's head for a run or sweep; None if all of its processes see its folder."""
     if address_of(folder) is None or not uses_cluster(spec):
         return None
     return Outpost(at_head(Desk, answer_s=ANSWER_S), mirrors(), (folder / DROVE).read_text())

@@ -14,15 +14,15 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from orchestration.record.failures import Failure
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
-"""Environment variable of gloo; what the user of a node has set there stays."""
+"""Environment variable of gloo; a value that the user has set on a node stays."""
 
 
 class MeetingConfig(TorchConfig):
-    """Torch's, with a meeting that works where a machine's name leads to its own loopback address."""
+    """Ray's configuration of torch, but workers meet even where a machine's name means its loopback address."""
 
     @property
     def backend_cls(self) -> type:
-        """What Ray Train asks to set up the process group."""
+        """The class by which Ray Train sets up the process group."""
         return _Meeting
 
 
@@ -32,14 +32,14 @@ class _Meeting(TorchConfig().backend_cls):  # type: ignore[misc]
         try:
             super().on_start(worker_group, backend_config)
         except RayTaskError as error:
-            # Ray starts again what did not start, but takes this for an error of its own
+            # an error that Ray knows as a failed start, which it tries again
             raise WorkerGroupStartupFailedError(Failure.of(error).text) from error
 
 
 def choose_interface() -> None:
-    """Have gloo listen where Ray reaches this node.
+    """Make gloo listen at the address by which Ray knows this node.
 
-    It would take the address of the machine's name, which Debian and Ubuntu write down as 127.0.1.1.
+    By itself it would take the address of the machine's name, which is 127.0.1.1 on Debian and Ubuntu.
     """
     import ray
 

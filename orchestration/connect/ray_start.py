@@ -1,4 +1,4 @@
-"""A Ray that starts and ends with this command: its private folder, its attempts to start, and which logs are kept."""
+"""A Ray that starts and ends with this command: its private folder, attempts to start it, and logs that are kept."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from orchestration.proxies import spare_loopback
 from orchestration.record.scratch import scratch_folder
 
 SETTINGS = {
-    # workers are what the user asked for: as urgent as the command, not 15 below it
+    # workers do what the user asked for, so they get the priority of the command, not one lower by 15
     "RAY_worker_niceness": "0",
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_worker_register_timeout_seconds": "180",
     "RAY_gcs_server_port_wait_time_s": "60",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
 }
-"""Of Ray's own processes; with its patience on a busy machine, as far as it is a setting."""
+"""Settings of Ray's own processes, among them its patience on a busy machine."""
 LOOPBACK = {
-    # this machine alone: Ray takes 127.0.0.1 as its address on Linux as well
+    # makes Ray take 127.0.0.1 as its address on Linux as well
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-"""What makes a Ray that is started here listen on the loopback address only."""
+"""Make a Ray that is started here listen on the loopback address only."""
 TOKEN = secrets.token_hex(32)
-"""Token of every Ray that this process starts; Ray reads it once, so a second one would be refused by the first."""
+"""Token of every Ray that this process starts; always the same, as Ray reads it only once in a process."""
 OBJECT_STORE_BYTES = 200 * 1024**2
-"""Ray's least is 75 MiB; settings and metrics are all that passes through it."""
+"""Size of Ray's object store; only settings and metrics pass through it (Ray's least is 75 MiB)."""
 PAUSES_S = (0.0, 2.0, 10.0)
-"""Pause before each try to start Ray [s]; after the last, nobody tries again."""
+"""Pause before each attempt to start Ray [s]; there are as many attempts."""
 KEPT_BYTES = 1_000_000
-"""How much is kept of the end of each of Ray's logs."""
+"""This much is kept of the end of each of Ray's logs."""
 
 logger = logging.getLogger("boxseg.ray")
 
@@ -56,17 +56,17 @@ logger = logging.getLogger("boxseg.ray")
 def embedded_ray(
     *, dashboard: bool, logs: Path | None = None, give_up: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
-    """Start Ray, and end it when the block is left; a start that fails is tried again with more patience.
+    """Start Ray, and end it on leaving the block; a failed start is repeated with more patience.
 
-    Token and Ray's own files lie in a temporary folder of mode 0700 that goes when Ray ends.
+    Token and Ray's own files are in a temporary folder of mode 0700, which is removed when Ray ends.
 
     Args:
         dashboard: Whether Ray's state API is needed: Ray Train frees the workers of a stopped trial through it.
-        logs: Folder that keeps what Ray's processes wrote where something went wrong, and what workers printed.
+        logs: Folder that gets the logs of Ray's processes if something went wrong, and the output of workers.
         give_up: Tells whether a failed start shall not be tried again, because somebody wants an end.
 
     Raises:
-        ResourceError: Ray does not start; names the line of its logs that tells why.
+        ResourceError: Ray does not start; quotes the line of its logs that says why.
         KeyboardInterrupt: a start failed, and somebody wants an end.
     """
     for name, value in SETTINGS.items():
@@ -75,7 +75,7 @@ def embedded_ray(
     spare_loopback()
     with scratch_folder("ray", for_ray=True) as private:
         _prepare_token(private)
-        import ray  # reads its settings now
+        import ray  # reads the settings above
 
         folder = _start(private, dashboard=dashboard, logs=logs, give_up=give_up)
         try:
@@ -91,7 +91,7 @@ def embedded_ray(
 
 
 def _prepare_token(private: Path) -> None:
-    """Give the embedded Ray and all its processes a token of their own, unless the user chose a mode."""
+    """Give the embedded Ray and all its processes a token of their own, unless the user has chosen a mode."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     has_token = os.environ.get("RAY_AUTH_TOKEN") or (named and Path(named).exists())
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or has_token:
@@ -106,10 +106,12 @@ def _prepare_token(private: Path) -> None:
 def _start(
     private: Path, *, dashboard: bool, logs: Path | None, give_up: Callable[[], bool]
 ) -> Path:
-    """Start Ray, several times if need be; gives its folder."""
+    """Start Ray, with several attempts if need be; returns its folder."""
     for number, pause in enumerate(PAUSES_S, 1):
         time.sleep(pause)
-        folder = private / f"ray{number}"  # one level down: Ray opens its own folder to everybody
+        folder = (
+            private / f"ray{number}"
+        )  # a folder inside the private one, as Ray makes its own readable for everybody
         try:
             if number == 1:
                 _init(folder, dashboard=dashboard)
@@ -143,7 +145,7 @@ def _init(folder: Path, *, dashboard: bool, metrics_port: int | None = None) -> 
 
     with own_signals():
         ray.init(
-            address="local",  # a new one, whatever RAY_ADDRESS says
+            address="local",  # a new Ray, whatever RAY_ADDRESS says
             num_cpus=count_cpus(),
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
@@ -159,16 +161,16 @@ def _shut_down() -> None:
     """Reset Ray in this process after a start that failed."""
     import ray
 
-    with contextlib.suppress(Exception):  # of a Ray that is half there
+    with contextlib.suppress(Exception):  # Ray may be half started
         ray.shutdown()
 
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """While Ray starts: our handler of SIGTERM stays, and what Ray starts never hears SIGHUP.
+    """Context for starting Ray: our handler of SIGTERM stays, and processes of Ray ignore SIGHUP.
 
-    Ray's own handler aborts the process three seconds after a SIGTERM, whatever it still saves. A terminal that goes
-    tells all of its processes at once; those of Ray have to live until trials have saved their state.
+    Ray's own handler aborts the process three seconds after a SIGTERM, even while it saves. A terminal that closes
+    sends SIGHUP to all of its processes at once; those of Ray have to live until trials have saved their state.
     """
     on_term = signal.getsignal(signal.SIGTERM)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -182,10 +184,11 @@ def own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _late_agents_allowed() -> Iterator[int]:
-    """While entered, a Ray that starts does not wait for its agents; gives the port of its metrics for `ray.init`.
+    """Context in which a Ray that starts does not wait for its agents; yields the port of its metrics for `ray.init`.
 
-    Ray's node waits for each port that its agents choose, 15 s and no longer (ray-project/ray#65983). It does not wait
-    for ports that it is told, but `ray.init` has an argument for one of the four only: the others are added on the way.
+    Ray's node waits at most 15 s for each port that its agents choose (ray-project/ray#65983). It does not wait for
+    ports that are given to it, but `ray.init` has an argument for only one of the four: the others are added to the
+    command.
     """
     inside: Any = importlib.import_module("ray._private")
     params, start_process = inside.parameter.RayParams, inside.services.start_ray_process
@@ -210,21 +213,21 @@ def _late_agents_allowed() -> Iterator[int]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback address on which nobody listens now."""
+    """Ports of the loopback address that are free now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        # all are bound before any is closed, so that no port comes twice
+        # all are bound before any is closed, so that they differ
         for listener in sockets:
             listener.bind(("127.0.0.1", 0))
         return [listener.getsockname()[1] for listener in sockets]
 
 
 def _end_processes(folder: Path) -> None:
-    """End what is left of a Ray: its processes name its folder, and a late one would make that again after its end."""
+    """End what is left of a Ray: processes that name its folder, which a late one would make again."""
     left = []
-    # not our children alone: those of a node that died belong to nobody
+    # not only our children: those of a node that died have no parent any more
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it has ended
+        with contextlib.suppress(psutil.Error):  # it has ended already
             if any(str(folder) in word for word in process.cmdline()):
                 process.kill()
                 left.append(process)
@@ -234,11 +237,11 @@ def _end_processes(folder: Path) -> None:
 TELLING = re.compile(r" ([CE]) \d+ \d+\] \(\w+\) [\w.]+:\d+: (.+)")
 """A fatal (C) or other error in the log of one of Ray's own processes."""
 PREAMBLE = re.compile(r"^.*Check failed: \S+ *")
-"""What comes before the reason in each fatal one: that it is a bug, where to report it, and the C++ expression."""
+"""Text before the reason in a fatal error: that it is a bug, where to report it, and the C++ expression."""
 
 
 def _telling_line(folder: Path) -> str:
-    """The line of Ray's logs that tells best why it ended: the first fatal one, else the last error; empty if none."""
+    """The line of Ray's logs that best says why it ended: the first fatal error, else the last error; empty if none."""
     lines: dict[str, list[str]] = {"C": [], "E": []}
     for path in sorted(folder.glob("session_2*/logs/*.err")):
         for severity, text in TELLING.findall(path.read_text(errors="replace")):
@@ -254,12 +257,12 @@ def _without_folder(text: str, folder: Path) -> str:
 
 
 def _keep_logs(folder: Path, kept: Path | None) -> Path | None:
-    """Copy the ends of what Ray's own processes wrote; gives the folder if there is something in it."""
+    """Copy the ends of the logs of Ray's own processes; returns the folder if there is something in it."""
     if kept is None:
         return None
     for path in folder.glob("session_2*/logs/*"):
         is_worker = path.name.startswith(("worker-", "python-core-"))
-        # on a full disk, whatever needs the disk raises its own error
+        # on a full disk, other writers raise the error
         with contextlib.suppress(OSError):
             if not is_worker and path.is_file() and path.stat().st_size:
                 kept.mkdir(parents=True, exist_ok=True)
@@ -268,7 +271,7 @@ def _keep_logs(folder: Path, kept: Path | None) -> Path | None:
 
 
 def _keep_worker_output(folder: Path, kept: Path) -> None:
-    """Copy what workers printed."""
+    """Copy the output of workers."""
     for path in folder.glob("session_2*/logs/worker-*"):
         with contextlib.suppress(OSError):
             if path.stat().st_size:

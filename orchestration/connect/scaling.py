@@ -1,6 +1,7 @@
-"""When the workers of a run or trial start: they wait for a place, and an elastic trial of a sweep asks `Shares`.
+"""How Ray Train starts workers here: they wait for places, and an elastic trial of a sweep asks `Shares` for its
+number.
 
-Loads Ray Train, so it is imported where a trial is trained.
+Importing this loads Ray Train, so only code that trains does.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from orchestration.connect.shares import Share
 from orchestration.record.failures import Failure
 
 LOOK_S = 10.0
-"""Time between two questions for more workers, and from a start to the first of them [s]."""
+"""Time between two requests for more workers, and from a start to the first request [s]."""
 WAIT_S = 1.0
-"""Time between two questions while there is no place [s]."""
+"""Time between two requests while there is no place [s]."""
 
 
 class PatientPolicy(DefaultFailurePolicy):
-    """Ray's own, but a start that found no place does not count: whoever has the places may need them for hours.
+    """Ray's own policy for failures, except that a start without a place does not count: others may use the places for
+    hours.
 
-    And what would come again is not tried again, as a store that stays away: it was waited for already.
+    Failures that would come again are not retried, such as a store that stays away: it was waited for already.
     """
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Whether to try again."""
+        """Whether to start the workers again."""
         if find_to_stay(training_failed_error) is not None:
             return FailureDecision.RAISE
         cause = getattr(training_failed_error, "controller_failure", None)
@@ -49,7 +51,7 @@ class PatientPolicy(DefaultFailurePolicy):
 
 
 def find_to_stay(error: TrainingFailedError) -> Exception | None:
-    """What a worker raised on purpose and would raise again; others may only have failed because of it."""
+    """The error that a worker raised on purpose and would raise again; other errors may only follow from it."""
     for raised in getattr(error, "worker_failures", {}).values():
         failure = Failure.of(raised)
         if failure.is_ours and failure.rule.policy == "stop":
@@ -60,8 +62,8 @@ def find_to_stay(error: TrainingFailedError) -> Exception | None:
 class SharesPolicy(ElasticScalingPolicy):
     """Starts and resizes the workers of one trial as its sweep's `Shares` allow.
 
-    Ray's own gives the places of all nodes to the runs in the order in which they began, wherever their workers are: an
-    earlier trial that lost a node would end a later one's workers. Running workers are never made fewer here.
+    Ray's own policy gives the places of all nodes to runs in the order in which they began, wherever their workers are:
+    an earlier trial that lost a node would end a later one's workers. Here, running workers are never ended for others.
     """
 
     def __init__(self, scaling_config: ScalingConfig, share: Share) -> None:
@@ -69,15 +71,15 @@ class SharesPolicy(ElasticScalingPolicy):
         super().__init__(scaling_config)  # type: ignore[arg-type]
         self._share = share
         self._homes: list[str] = []
-        """Node of each worker while there are some, and until the next start."""
+        """Node of each worker, of the last start."""
         self._next_look = 0.0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """At the beginning, after a loss, and when a start failed because a place was not there after all."""
+        """Called at the beginning, after a loss, and after a start for which there was no place after all."""
         self._maybe_send_resource_request()
         workers = self._share.start(self._homes)
         if not workers and self._homes:
-            # Ray lets go of the places of those that are left when it tries the next start
+            # Ray frees the places of the remaining workers when it tries the next start
             workers = self.scaling_config.min_workers
         if not workers:
             time.sleep(WAIT_S)  # Ray asks again at once
@@ -88,7 +90,7 @@ class SharesPolicy(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
     ) -> ScalingDecision:
-        """Whether a trial may have more workers, now and then."""
+        """Called regularly: whether the trial may have more workers."""
         self._maybe_send_resource_request()
         homes = [worker.metadata.node_id for worker in worker_group_state.workers]
         if homes != self._homes:
@@ -107,14 +109,14 @@ class SharesPolicy(ElasticScalingPolicy):
         return self._get_resize_decision(workers)
 
     def _is_free(self, more: int) -> bool:
-        """Whether nobody else on the cluster has taken the places for `more` workers."""
+        """Whether the places for `more` workers are free on the cluster."""
         free = ray.available_resources()
         needs = self.scaling_config._resources_per_worker_not_none
         return all(free.get(name, 0.0) >= more * amount for name, amount in needs.items())
 
 
 def trainer_with(share: Share | None) -> type[DataParallelTrainer]:
-    """A trainer that waits for places, and scales by `share` if there is one; Ray has no public place for policies."""
+    """A trainer that waits for places, and scales by `share` if there is one; Ray has no public way to set policies."""
 
     class WaitingTrainer(DataParallelTrainer):
         def _initialize_and_run_controller(self, **options: Any) -> Any:
@@ -125,7 +127,7 @@ def trainer_with(share: Share | None) -> type[DataParallelTrainer]:
             return super()._initialize_and_run_controller(**options)
 
         def _create_default_callbacks(self) -> list[Any]:
-            """Without Ray's process for data sets of its own, which starts anew with every group of workers."""
+            """Without Ray's process for its own data sets, which would start with every group of workers."""
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 

@@ -28,16 +28,16 @@ from orchestration.store.places import address_of
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how long a report may wait to be noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # limits how long a report may go unnoticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # 1 on a cluster
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    # After 20 s without an answer Ray's servers would drop a connection, and a driver whose head was cut off learned of
-    # that after five minutes: so long its trials stood still.
+    # After 20 s without an answer Ray's servers would drop a connection; a driver whose head was cut off would notice
+    # that only after five minutes, in which its trials would stand still.
     "RAY_grpc_keepalive_timeout_ms": "120000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our files hold the metrics
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own files have the metrics
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has none
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # a trial that is stopped may send its files first
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -48,22 +48,22 @@ ENVIRONMENT = {
 def start_ray(
     spec: RunSpec, *, logs: Path, give_up: Callable[[], bool] = lambda: False
 ) -> Iterator[list[dict[str, float]]]:
-    """Start Ray here, or connect to the cluster of `resources.address` or RAY_ADDRESS; end it afterwards.
+    """Start Ray here, or connect to the cluster of `resources.address` or RAY_ADDRESS; end or leave it afterwards.
 
-    The embedded Ray listens on the loopback address only, and whoever wants to run something on it needs a token. A Ray
-    that this process has already is used and left alone.
+    The embedded Ray listens on the loopback address only, and needs a token. If this process is connected to a Ray
+    already, that one is used and left running.
 
     Args:
         spec: The run or sweep; its resources must fit.
-        logs: Folder for what Ray and its libraries have to say.
+        logs: Folder for the logs of Ray and its libraries.
         give_up: Tells whether a failed start shall not be tried again, because somebody wants an end.
 
     Returns:
         What each node of Ray has, by Ray's names: `CPU` and, if there are any, `GPU`.
 
     Raises:
-        ResourceError: Ray does not start; the cluster does not answer, refuses us, is too small for one run, or has
-            nodes that do not see the storage.
+        ResourceError: Ray does not start; or the cluster does not answer, refuses the connection, is too small for one
+            run, or has nodes that do not see the storage.
         KeyboardInterrupt: a start failed, and somebody wants an end.
     """
     _set_environment(on_cluster=uses_cluster(spec))
@@ -115,13 +115,13 @@ def _set_environment(*, on_cluster: bool) -> None:
 
 
 def _has_ray() -> bool:
-    """Whether this process is connected to a Ray; one that has not loaded it is not."""
+    """Whether this process is connected to a Ray, without importing it for that."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
 
 def _address(spec: RunSpec) -> str:
-    """Address of the running cluster, as Ray takes it."""
+    """Address of the running cluster, in Ray's form."""
     return spec.resources.address or os.environ["RAY_ADDRESS"]
 
 
@@ -130,7 +130,7 @@ def _check_cluster(address: str) -> None:
     choose_mode(address)
     parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.hostname is None or parts.port is None:
-        return  # `auto`, or what only Ray understands
+        return  # `auto`, or a form that only Ray understands
     try:
         socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_S).close()
     except OSError as error:
@@ -141,15 +141,15 @@ def _check_cluster(address: str) -> None:
 
 @contextlib.contextmanager
 def _cluster(spec: RunSpec) -> Iterator[None]:
-    """Connect to a running cluster, and leave it when the block is left."""
+    """Connect to a running cluster, and disconnect on leaving the block."""
     import ray
 
-    # its processes did not inherit ours
+    # its processes did not inherit our environment
     settings = {name: os.environ[name] for name in ENVIRONMENT}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         try:
-            # null: RAY_ADDRESS
+            # None: RAY_ADDRESS
             with own_signals():
                 ray.init(
                     address=spec.resources.address, runtime_env={"env_vars": settings}, **quiet

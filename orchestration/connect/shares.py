@@ -1,4 +1,4 @@
-"""With how many workers each trial of a sweep trains where nodes come and go: none takes what another counts on."""
+"""Divides the workers among the elastic trials of a sweep: no trial takes a place that another one counts on."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from orchestration.connect.cluster import Resources, answering_nodes, at_head
 from orchestration.planning.preflight import count_places
 
 Nodes = Callable[[], Mapping[str, Resources]]
-"""Gives the nodes that are alive: id -> resources."""
+"""Returns id -> resources of the nodes that are alive."""
 
 
 class Shares:
-    """Knows how many workers each open trial has, and tells how many it may have; one for all of them.
+    """Knows how many workers each open trial has, and decides how many it may have; one object for all trials of a
+    sweep.
 
-    Trials with workers keep those whose nodes live. What is free belongs to trials that wait, and to those that are
-    still to begin, all with their full number. Only what is left makes shrunk trials grow, lower numbers first.
+    Trials keep workers whose nodes are alive. Free places belong first to trials that wait and to those that have yet
+    to begin, each with its full number of workers. Only what is left lets shrunk trials grow, lower numbers first.
     """
 
     def __init__(self, resources: ResourcesConfig, at_once: int, nodes: Nodes) -> None:
-        """`at_once` trials are open at a time, as long as there are others to begin."""
+        """`at_once` is the number of trials that are open at a time, as long as there are others to begin."""
         self._resources = resources
         self._at_once = at_once
         self._nodes = nodes
         self._workers: dict[int, int] = {}
-        """Number of each open trial -> its workers; 0 while it waits for places."""
+        """Number of an open trial -> how many workers it has; 0 while it waits for places."""
         self._to_begin = at_once
 
     def update(self, open_trials: Collection[int], left: int) -> None:
-        """Take over which trials are open, by their numbers, and how many are `left` to begin."""
+        """Set the numbers of the trials that are open, and how many are `left` to begin."""
         self._workers = {number: self._workers.get(number, 0) for number in open_trials}
         self._to_begin = min(left, max(0, self._at_once - len(self._workers)))
 
@@ -39,7 +40,7 @@ class Shares:
 
         Args:
             number: The trial's.
-            homes: Node of each worker that it had until now; those of nodes that live are its own.
+            homes: Node of each worker that it had until now; it keeps the places on nodes that are alive.
         """
         if number not in self._workers:
             return 0  # it has ended meanwhile
@@ -58,7 +59,7 @@ class Shares:
         return self._workers[number]
 
     def grow(self, number: int) -> int:
-        """Workers that a trial which has some may have from now on: as many, or more."""
+        """Workers that a running trial may have from now on: as many as now, or more."""
         every = self._resources.workers
         have = self._workers.get(number, 0)
         if not have:
@@ -66,13 +67,13 @@ class Shares:
         free = self._places() - have - self._to_begin * every
         for other, workers in self._workers.items():
             if other != number:
-                # a trial that waits counts on all of its places, and so does one that may grow before this one
+                # a waiting trial counts on all of its places, and so does one that may grow before this one
                 free -= every if other < number or not workers else workers
         self._workers[number] = max(have, min(every, have + free))
         return self._workers[number]
 
     def note(self, number: int, workers: int) -> None:
-        """Take over how many workers a trial has indeed."""
+        """Set how many workers a trial really has."""
         if number in self._workers:
             self._workers[number] = workers
 
@@ -82,7 +83,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Share:
-    """What one trial is told by its sweep's `Shares`, from any machine."""
+    """The view that one trial has of its sweep's `Shares`, from any machine."""
 
     shares: Shares
     number: int
@@ -102,7 +103,7 @@ class Share:
 
 
 def open_shares(resources: ResourcesConfig, at_once: int) -> Shares | None:
-    """The `Shares` of a sweep, on the cluster's head; None where all trials have a fixed number of workers."""
+    """The `Shares` of a sweep, on the cluster's head; None if all trials have a fixed number of workers."""
     if resources.min_workers is None:
         return None
     return at_head(Shares, resources, at_once, answering_nodes)

@@ -1,4 +1,4 @@
-"""What works on this machine: packages, GPU, disk, Ray and the doors it opens; each fault with one way out."""
+"""Checks what works on this machine: packages, GPU, disk, Ray and who can reach it; each fault has one way out."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from orchestration.planning.preflight import check_storage, find_address_fault, 
 from orchestration.record.scratch import RAY_LETTERS, find_place
 from orchestration.store.places import shown
 
-# the lower limits of pyproject.toml, to be raised with them
+# the lower limits of pyproject.toml; raise both together
 FLOORS = {"torch": "2.10", "torchvision": "0.25", "ray": "2.54", "mlflow": "3.13"}
 """Package -> oldest version that works."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 IMPORT_S = 120
 """How long a package may take to load [s]."""
 START_S = 240
-"""How long Ray may take to start, tries and all [s]."""
+"""How long Ray may take to start, with all attempts [s]."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     found: str
     fix: str | None = None
-    """How to put it right; None if nothing is wrong."""
+    """How to repair it; None if nothing is wrong."""
     fatal: bool = True
-    """False: boxseg works without."""
+    """False: boxseg works without it."""
 
     @property
     def state(self) -> str:
@@ -51,8 +51,8 @@ class Finding:
 
 
 def examine(storage: Path) -> Iterator[Finding]:
-    """Look at everything, quick things first; Ray is started and ended, and nothing is left behind."""
-    yield Finding("python", platform.python_version())  # pip refuses one that is too old
+    """Check everything, quick things first; Ray is started and ended, and nothing is left behind."""
+    yield Finding("python", platform.python_version())  # too old a version is refused by pip
     yield _cores()
     yield _disk(storage)
     yield _temporary_folder()
@@ -83,7 +83,7 @@ def _cores() -> Finding:
 
 
 def _temporary_folder() -> Finding:
-    """Where Ray's sockets can be; the names of these are limited."""
+    """Whether there is a folder for Ray's sockets, whose names must not be long."""
     chosen = tempfile.gettempdir()
     try:
         place = find_place(RAY_LETTERS)
@@ -158,7 +158,7 @@ def _gpu() -> Finding:
 
 
 def _ray_start() -> Finding:
-    """Whether the Ray starts that a sweep on this machine begins with."""
+    """Whether Ray starts, in the same way as for a sweep on this machine."""
     began = time.monotonic()
     program = "from orchestration.connect.session import start_briefly; start_briefly()"
     problem = _run_python(program, START_S)
@@ -190,9 +190,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
-    """The last line of what a Python program of its own complained about; None if it ended well."""
+    """The last line on stderr of a Python program; None if it ended well."""
     try:
-        # a process of its own: a broken package can take its process with it
+        # in a process of its own, which a broken package may crash
         done = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,
@@ -204,5 +204,5 @@ def _run_python(program: str, limit_s: float = IMPORT_S) -> str | None:
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()
-    # of a traceback the last line is the error; a process that was killed says nothing
+    # the last line of a traceback is the error; a killed process says nothing
     return lines[-1] if lines else "crashed"

@@ -1,7 +1,7 @@
-"""How long an update should take: counts of the network's work, scaled from runs that were measured; loads no torch.
+"""Estimates how long an update takes: the network's work is counted, and scaled from measured runs; needs no torch.
 
-The counts are multiply-adds per pixel of backbone and detection heads, where nearly all of them are. What they leave
-out (weights, optimizer, loading) mostly cancels in the ratio to a run of the same method. Measured runs are better:
+The counts are the multiply-adds of backbone and detection heads, which do nearly all of the work. What is left out
+(weights, optimizer, loading) mostly cancels in the ratio to a run of the same method. Measured runs are better:
 see `orchestration.planning.plan`.
 """
 
@@ -21,10 +21,10 @@ PUBLISHED_IMAGE_S = 4 * 0.81 / 16
 START_S = 21.0
 """Loading torch and Ray and building the network, before the first update [s], on two idle cores of 2026."""
 PHOTO_ASPECT = 4 / 3
-"""Long side over short side where no annotation file tells."""
+"""Long side over short side, if no annotation file says it."""
 CORE_MACS_PER_S = 16e9
-"""Multiply-adds of an update on one core of 2026, and the rest of it [s]: fits the runs of docs/results.md, and small
-ones, to within a factor of two."""
+"""Multiply-adds per second on one core of 2026, and the time of an update besides [s]. They fit the runs of
+docs/results.md, and small ones, to within a factor of two."""
 CORE_REST_S = 0.2
 
 BACKBONE_MACS = {
@@ -42,7 +42,7 @@ CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 
 
 def estimate_step(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] | None:
-    """Seconds per update, and where they come from; None for a backbone whose work is not on record.
+    """Seconds per update, and what they are based on; None for a backbone that is not in `BACKBONE_MACS`.
 
     Args:
         spec: All settings.
@@ -63,7 +63,7 @@ def estimate_step(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] |
         return PUBLISHED_IMAGE_S * work * images, basis
     threads = max(1, int(resources.cpus_per_worker))
     macs = image_macs * images
-    # more threads give less each: 0.8 fits the runs that were measured
+    # each further thread gives less: the power 0.8 fits the measured runs
     step_s = CORE_REST_S + macs / (CORE_MACS_PER_S * threads**0.8)
     basis = (
         f"by size ({macs:.2g} multiply-adds an update, {threads} core{'s' if threads > 1 else ''} "
@@ -75,7 +75,7 @@ def estimate_step(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] |
 def _count_macs(config: BoxSegConfig, aspect: float) -> float:
     """Multiply-adds of one image: forwards, twice that backwards, and the teacher's."""
     width, train, teacher = config.model.channels, config.train, config.teacher
-    # one tower for classes, one for boxes; one convolution before, one behind
+    # one tower for classes, one for boxes; one convolution before them, one behind
     convolutions = 2 * config.model.tower_convs + 2
     per_pixel = BACKBONE_MACS[config.model.backbone] / CARD_PIXELS
     per_pixel += convolutions * 9 * width**2 * CELLS
@@ -89,6 +89,6 @@ def _count_macs(config: BoxSegConfig, aspect: float) -> float:
 
 def _pixels(short: int, longest: int, aspect: float) -> float:
     """Area of a view [px]."""
-    # smaller than asked for where the long side meets its limit
+    # smaller than asked for if the long side reaches its limit
     short_side = min(short, longest / aspect)
     return short_side**2 * aspect

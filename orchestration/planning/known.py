@@ -1,4 +1,4 @@
-"""What earlier sweeps tell a new one, by `sweep.start_from`: their best settings, which it tries first."""
+"""The settings that a new sweep takes from those of `sweep.start_from`: their best ones, which it tries first."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from orchestration.record.table import read_table
 from orchestration.record.trial import TrialStatus
 
 POINTS_SHARE = 3
-"""An earlier sweep gives one in so many settings to try."""
+"""An earlier sweep gives at most one in this many of the settings to try."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What earlier sweeps tell."""
+    """What is taken from earlier sweeps."""
 
     points: list[dict[str, Any]] = field(default_factory=list)
     """Settings to try first."""
     sentences: list[str] = field(default_factory=list)
-    """How many were taken from which sweep, and why not more, for people."""
+    """For people: how many settings were taken from which sweep, and why not more."""
 
 
 def find_known(spec: SweepSpec) -> Known:
-    """The settings that the sweeps of `sweep.start_from` give a new sweep, best first; of `best:SWEEP` one.
+    """The settings that a new sweep takes from those of `sweep.start_from`, best first; from `best:SWEEP` one.
 
     Raises:
         ConfigError: there is no such sweep, or none of its settings lies in the space.
@@ -43,7 +43,7 @@ def find_known(spec: SweepSpec) -> Known:
     for number, name in enumerate(sweep.start_from):
         best_first = _points_of(spec, name, f"sweep.start_from.{number}: {name}")
         candidates = best_first[:1] if name.startswith("best:") else best_first
-        # tried anyway, as the file's own settings mostly are; they must not take the room of others
+        # these are tried anyway, as the file's own settings usually are, and must not take the place of others
         planned = [*sweep.points, *known.points]
         points = [point for point in candidates if point not in planned]
         most = max(1, sweep.trials // POINTS_SHARE)
@@ -85,11 +85,11 @@ def _points_of(spec: SweepSpec, name: str, place: str) -> list[dict[str, Any]]:
 
 
 def _values_of(row: TrialStatus, spec: SweepSpec) -> dict[str, Any]:
-    """What a trial of another sweep had for the settings that are varied now."""
+    """The values that a trial of another sweep had for the settings that are varied now."""
     names = names_in(spec.sweep.space)
     values = {name: row.values[name] for name in names if name in row.values}
     if len(values) < len(names):
-        # with presets and all
+        # including those of its presets
         resolved = read_resolved(RunFolder(row.folder).config_path)
         for name in names:
             values.setdefault(name, functools.reduce(_get, name.split("."), resolved))

@@ -1,4 +1,4 @@
-"""What `boxseg label` and `boxseg eval` are to work with, looked at before torch is loaded and anything written."""
+"""Checks what `boxseg label` and `boxseg eval` are given, before torch is loaded and anything is written."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SOURCES = ("run", "box")
 
 
 def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
-    """Names of the classes of a data set; what is odd about its entries and pictures is logged.
+    """Names of the classes of a data set; logs what is odd about its entries and pictures.
 
     Args:
         source: Images and annotation file.
-        to_evaluate: Whether its masks are what others are measured with.
+        to_evaluate: Whether other masks are measured against its masks.
 
     Raises:
-        DataError: the annotation file is damaged, lists a file twice, has no box, or none in pixels.
+        DataError: the annotation file is damaged, lists a file twice, has no box, or has boxes that are not in pixels.
         ConfigError: none of its images is in the folder.
     """
     content = read_well_formed(source.annotations, whole=False)
@@ -59,20 +59,20 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
 
 
 def tell_faults(path: Path, faults: list[Fault], *, of: int, source: Path | None = None) -> None:
-    """Log what is wrong with the entries of an annotation file, if most of them can be used.
+    """Log the faults of an annotation file's entries, if most entries can be used.
 
     Args:
         path: The file.
         faults: The first of each kind.
-        of: How many annotations there are.
-        source: What is named instead where the file is refused, as it is then never written.
+        of: Number of annotations.
+        source: The name to use for a file that is refused before it is written.
 
     Raises:
-        DataError: a fault is of the file as a whole, as boxes in another notation are, or most annotations have one.
+        DataError: a fault concerns the whole file, such as boxes in another notation, or most annotations have one.
     """
     is_of_all = any(fault.fatal and fault.annotation_id is None for fault in faults)
     unusable = count_faults(faults, fatal=True)
-    are_most_wrong = 2 * unusable > of  # the others are hardly right either
+    are_most_wrong = 2 * unusable > of  # the others are probably wrong too
     if source is not None and (is_of_all or are_most_wrong):
         path, faults = source, [replace(fault, file=source) for fault in faults]
     for fault in faults:
@@ -89,10 +89,10 @@ def tell_faults(path: Path, faults: list[Fault], *, of: int, source: Path | None
 def open_masks(
     name: str, *, run: str | None, fuse_with: Path | None, storage: Path
 ) -> MaskFile | None:
-    """The file of a source of masks, or of those that join a run's; a source that is none is refused.
+    """The file of a source of masks, or of masks that join those of a run; refuses unknown sources.
 
     Raises:
-        ConfigError: it is none of the sources, or a run that is not there.
+        ConfigError: the source is unknown, or the run does not exist.
         DataError: the file is missing or holds something else.
     """
     path = name.removeprefix(OF_FILE)
@@ -115,7 +115,7 @@ def open_masks(
 def open_detections(
     name: str, *, classes: Sequence[str], data: Path, storage: Path
 ) -> MaskFile | None:
-    """A file of detections; None for a run, which is refused where it knows no class of the data.
+    """A file of detections; None for a run, which is refused if it knows no class of the data.
 
     Args:
         name: A run, or a JSON file.

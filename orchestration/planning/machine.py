@@ -16,11 +16,11 @@ from orchestration.words import show_bytes
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-"""Tells in which group of CGROUPS this process is."""
+"""Says in which group of CGROUPS this process is."""
 MOST_CORES = 16
-"""Torch threads beyond this were never tried on batches of this size."""
+"""Most torch threads: more were never tried on batches of this size."""
 GPU_SPEED = 12.0
-"""Such cores that a GPU counts for: judgement, never measured."""
+"""A GPU counts as this many such cores: an assumption, never measured."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Machine:
     gpus: int
     memory_bytes: int
     has_bf16: bool = False
-    """Whether the processor computes in bf16 by itself."""
+    """Whether the processor has bf16 arithmetic."""
 
     @classmethod
     def here(cls, *, device: str = "auto") -> Machine:
-        """This machine; without its GPUs where `device` is cpu."""
+        """This machine; without its GPUs if `device` is cpu."""
         gpus = 0 if device == "cpu" else count_gpus()
-        # memory is the machine's; a limit of its container is not looked at
+        # memory of the machine; the limit of a container is not taken into account
         return cls(count_cpus(), gpus, psutil.virtual_memory().total, _has_bf16())
 
     @property
@@ -47,8 +47,8 @@ class Machine:
 
     @property
     def speed(self) -> float:
-        """How many single cores a run here counts for; more threads give less each."""
-        # the power is that of `estimate_step`
+        """How many single cores a run here is worth; each further thread gives less."""
+        # the same power as in `estimate_step`
         return GPU_SPEED if self.gpus else self.threads**0.8
 
     def __str__(self) -> str:
@@ -58,18 +58,18 @@ class Machine:
 
 
 def count_cpus() -> int:
-    """Cores that the kernel gives to this process, or the time of as many that its container may use, if that is less.
+    """Cores that the kernel gives to this process, or the quota of its container, if that is less.
 
-    A quota leaves all cores in sight: whoever starts a thread for each of them is stopped most of the time.
+    With a quota all cores are visible, but a process with a thread for each of them would be stopped most of the time.
     """
     quota = read_quota()
     cores = len(os.sched_getaffinity(0))
-    # half a core of time still runs one thread
+    # half a core still runs one thread
     return cores if quota is None else max(1, min(cores, math.floor(quota)))
 
 
 def read_quota() -> float | None:
-    """Cores whose time the control groups of this process allow; None where they set no limit.
+    """Number of cores that the control groups of this process allow; None if they set no limit.
 
     Source: the kernel's documentation of `cpu.max`, of version 2 of control groups.
     """
@@ -82,12 +82,12 @@ def read_quota() -> float | None:
 
 
 def _own_groups() -> list[Path]:
-    """The folder of this process's group, and of those around it; in a container its own one is the root."""
+    """The folders of this process's group and of the groups around it; in a container the root is its own group."""
     try:
         lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return [CGROUPS]
-    # as in `0::/docker/…`; lines with other numbers are of version 1
+    # as in `0::/docker/…`; lines with other numbers belong to version 1
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
     groups = [Path(path.lstrip("/")) for path in paths]
     return [CGROUPS / part for group in groups for part in (group, *group.parents)] or [CGROUPS]
@@ -98,12 +98,12 @@ def _read_limit(folder: Path) -> tuple[float | None, float]:
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         return (None if quota == "max" else float(quota)), float(period)
-    except (OSError, ValueError):  # there is no such group here, or no such file
+    except (OSError, ValueError):  # there is no such group or file here
         return None, 0.0
 
 
 def count_gpus() -> int:
-    """NVIDIA GPUs that this process may use, counted without torch; 0 where the driver does not answer."""
+    """NVIDIA GPUs that this process may use, counted without torch; 0 if the driver does not answer."""
     # CUDA hides all GPUs for an empty list, or for -1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -127,5 +127,5 @@ def _has_bf16() -> bool:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
-    # x86's names; other processors count as without
+    # names of x86; other processors count as without bf16
     return re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None

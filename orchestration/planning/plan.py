@@ -60,22 +60,22 @@ class Plan:
     train: DataPlan
     val: DataPlan
     settings: int | None
-    """Different settings that the space of a sweep has; None where there is no end of them."""
+    """Number of different settings in the space of a sweep; None if it is infinite."""
     tried_first: list[str]
     """Settings that a sweep begins with, each in a line."""
     trials: int
     ended: int
-    """How many of them have ended, in a sweep that goes on; time, cost and disk are those of the others."""
+    """Trials that have ended, in a sweep that goes on; time, cost and disk are those of the others."""
     concurrency: int | None
-    """Trials at the same time; None where a cluster decides."""
+    """Trials at the same time; None if a cluster decides."""
     workers: int
     steps: int
     """Updates of each trial."""
     epochs: float | None
     seconds: float | None
-    """Time of all that is to be run, if no trial is stopped early."""
+    """Time of everything that is still to run, if no trial is stopped early [s]."""
     time_basis: str
-    """Where the time comes from."""
+    """What the time is based on."""
     gpu_h: float | None
     """Hours of all GPUs together, if no trial is stopped early; None without GPUs, or without a time."""
     price: float | None
@@ -95,13 +95,13 @@ class Plan:
 def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     """Work out the plan of a run, or of a sweep if `spec` is one; reads data files and earlier runs, writes nothing.
 
-    Only annotations of a store come into this machine's cache.
+    From a store only annotations are fetched.
 
     Args:
         spec: All settings.
-        ended: Trials of a sweep that goes on which are not run again.
+        ended: Number of trials that are not run again, for a sweep that goes on.
     """
-    with contextlib.suppress(BoxSegError):  # what is wrong with a store is among the faults
+    with contextlib.suppress(BoxSegError):  # problems with a store are among the faults
         fetch_annotations(spec)
     faults = list(preflight.find_faults(spec))  # first, as it reads most of the files
     train = _data_plan(spec.data.train, toy_images=spec.data.toy.train_images)
@@ -111,18 +111,18 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
     earlier = list(_earlier_runs(spec))
     step_s, time_basis = _step_time(earlier)
     trial_s = None if step_s is None else step_s * spec.train.steps
-    # what was measured here says more than any estimate
+    # a measurement here is better than any estimate
     if trial_s is None and (guess := estimate_step(spec, aspect=train.aspect)) is not None:
         step_s, basis = guess
         trial_s = START_S + step_s * spec.train.steps
         time_basis = f"with {START_S:g} s to start and updates {basis}"
     seconds = None
     if trial_s is not None and concurrency is not None:
-        # in rounds, as trials of equal length come
+        # trials of equal length run in rounds
         seconds = trial_s * math.ceil(left / concurrency)
     gpu_h, price = None, None
     if trial_s is not None and spec.resources.gpus_per_worker:
-        # however many run at the same time
+        # whatever the number that run at the same time
         gpu_h = spec.resources.gpus * trial_s * left / 3600
         price = spec.resources.price_of(gpu_h)
     epochs = None
@@ -159,17 +159,17 @@ def make_plan(spec: RunSpec, *, ended: int = 0) -> Plan:
 def as_it_goes_on(
     spec: SweepSpec, start: Start | None, earlier: str | None, more: int
 ) -> tuple[SweepSpec, int]:
-    """What an earlier sweep would go on with, and how many of its trials have ended; refused as it would be.
+    """Settings that an earlier sweep would go on with, and the number of its trials that have ended.
 
     Args:
         spec: Settings of the file.
         start: What to do with the earlier sweep.
-        earlier: Its id, folder or name; null: the newest one of the file's name.
-        more: Settings to try besides.
+        earlier: Its id, folder or name; None: the newest one of the file's name.
+        more: Number of further settings to try.
 
     Raises:
-        ConfigError: there is no such sweep, or it cannot go on so.
-        DataError: its annotation files are others now.
+        ConfigError: there is no such sweep, or it cannot go on like this.
+        DataError: its annotation files have changed.
     """
     folder = find_sweep(spec, start, earlier)
     if folder is None:
@@ -216,8 +216,8 @@ def _concurrency(spec: RunSpec, trials: int) -> int | None:
 
 
 def _earlier_runs(spec: RunSpec) -> Iterator[RunStatus]:
-    """Runs of the same name and of work of the same size, newest first."""
-    # reading the settings of each takes a moment, so only the newest are looked at
+    """Runs of the same name and the same amount of work for each step, newest first."""
+    # only the newest, as reading the settings of each takes a moment
     for status in list_runs(spec.storage, warns=False)[:100]:
         if status.kind == "run" and status.name == spec.name:
             try:
@@ -233,13 +233,13 @@ def _work(spec: RunSpec) -> tuple[Any, ...]:
     """The settings that decide how long a step takes and how large a checkpoint is."""
     model, train = spec.model, spec.train
     network = (model.backbone, model.channels)
-    # a price changes nothing there
+    # a price has no effect on these
     resources = spec.resources.model_copy(update={"price_per_gpu_hour": None})
     return spec.method, *network, train.image_size, train.batch_size, resources
 
 
 def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
-    """Seconds per step of the newest run that came to an end, with its start and evaluation."""
+    """Seconds per step of the newest run that finished, start and evaluations included."""
     for run in earlier:
         if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
             step_s = (run.ended - run.started) / run.step
@@ -257,7 +257,7 @@ def _checkpoint_size(earlier: list[RunStatus]) -> tuple[int | None, str]:
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, Any]]:
-    """What and how much, for people."""
+    """The plan as names and values, for people."""
     is_sweep = plan.kind == "sweep"
     epochs = "" if plan.epochs is None else f", {plan.epochs:.3g} epochs"
     time = "" if plan.seconds is None else f"about {show_duration(plan.seconds)}, "

@@ -43,7 +43,7 @@ def check(spec: RunSpec) -> None:
     Raises:
         ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
         ConfigError: a file that a setting names is missing, the storage cannot be written, a cluster's address is that
-            of its dashboard, or nobody could be told of the end.
+            of its dashboard, or `notify` cannot work.
         DataError: a data set has fatal faults.
     """
     for fault in find_faults(spec):
@@ -73,7 +73,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
 
 
 def warnings(spec: RunSpec) -> list[str]:
-    """What works but is hardly meant, a sentence each: settings that do not fit the data, variables without effect."""
+    """Warnings of what is probably not meant: settings that do not fit the data, variables without effect."""
     sentences = []
     for name, setting in UNUSED_VARIABLES.items():
         if os.environ.get(name):
@@ -106,7 +106,7 @@ def warnings(spec: RunSpec) -> list[str]:
 
 
 def _score_thrs_alike(spec: SweepSpec) -> Iterator[str]:
-    """Scores of candidates exceed sqrt(teacher.cand_score_thr) by themselves: thresholds up to there train alike.
+    """Warn of `qam.score_thr` values without effect: scores of candidates exceed sqrt(teacher.cand_score_thr) anyway.
 
     Source: `docs/method.md#ranking`.
     """
@@ -123,7 +123,7 @@ def _score_thrs_alike(spec: SweepSpec) -> Iterator[str]:
 
 
 def _check_address(spec: RunSpec) -> None:
-    """Refuse the web address of a dashboard: connections to Ray itself would wait for it in vain."""
+    """Refuse the web address of a dashboard: Ray itself would wait in vain for an answer there."""
     setting = "resources.address" if spec.resources.address else "RAY_ADDRESS"
     address = spec.resources.address or os.environ.get("RAY_ADDRESS") or ""
     if fault := find_address_fault(address, setting):
@@ -131,7 +131,7 @@ def _check_address(spec: RunSpec) -> None:
 
 
 def _check_notify(spec: RunSpec) -> None:
-    """Whether there will be somebody to tell of the end, which may be days away."""
+    """Check that `notify` will work at the end, which may be days away."""
     spec.notify.address()
     command = spec.notify.command
     if command is not None and shutil.which(command[0]) is None:
@@ -152,12 +152,12 @@ def find_address_fault(address: str, setting: str) -> str | None:
 
 
 def uses_cluster(spec: RunSpec) -> bool:
-    """Whether a running Ray cluster is named, so that this machine's size does not count."""
+    """Whether settings or environment name a running Ray cluster, so that this machine's size does not count."""
     return (spec.resources.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def runner_of(spec: RunSpec) -> Literal["inline", "ray_train"]:
-    """`resources.runner` with `auto` decided: Ray Train only for what one process on this machine's CPUs cannot do."""
+    """`resources.runner`, with `auto` resolved: Ray Train only for what one process on CPU cores cannot do."""
     resources = spec.resources
     if resources.runner != "auto":
         return resources.runner
@@ -172,7 +172,7 @@ def concurrency(spec: SweepSpec, nodes: Sequence[Mapping[str, float]]) -> int:
 
 
 def count_places(resources: ResourcesConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Workers that find a place, each whole on one node, and a part of a GPU whole on one GPU."""
+    """Number of workers that find a place: each needs one node, and if it takes a part of a GPU, one GPU."""
 
     def on(node: Mapping[str, float]) -> int:
         places = _times(node.get("CPU", 0), resources.cpus_per_worker)
@@ -198,7 +198,7 @@ def free_bytes(storage: Path) -> int:
 def existing_parent(path: Path) -> Path:
     """The path itself if it exists, else the closest folder above it that does."""
     folder = path.absolute()
-    # not Path.exists, which raises in folders that may not be looked into
+    # not Path.exists, which raises in folders that this account may not read
     while not os.access(folder, os.F_OK):
         folder = folder.parent
     return folder
@@ -234,7 +234,7 @@ def check_storage(storage: Path) -> None:
     folder = existing_parent(storage)
     way_out = "name another folder in the file, or with --set storage=DIR"
     try:
-        # by doing it: rights alone do not tell what a network disk allows
+        # by writing: rights alone do not show what a network disk allows
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = "a file is in the way" if not folder.is_dir() else error.strerror
@@ -258,7 +258,7 @@ def _check_weights(spec: RunSpec) -> None:
 
 
 def _check_start(spec: RunSpec) -> None:
-    """Whether the network can start from the weights that are named shows only once both are loaded."""
+    """Check that the network can start from the named weights, for which both have to be loaded."""
     for variant in _starts(spec):
         start = find_start(variant).model.start_from
         if start is None:
@@ -276,7 +276,7 @@ def _check_start(spec: RunSpec) -> None:
 
 
 def _starts(spec: RunSpec) -> Iterator[RunSpec]:
-    """The settings, and those with other weights to start from that a sweep may choose."""
+    """The settings themselves, and those of a sweep with each of the weights to start from that it may choose."""
     starts = []
     if isinstance(spec, SweepSpec):
         starts = possible_values(spec.sweep.space, "model.start_from")
@@ -304,7 +304,7 @@ def _check_lengths(spec: RunSpec) -> None:
 
 
 def _check_timm_name(spec: RunSpec) -> None:
-    """timm knows its names only once it is loaded, so this waits until the settings are sound."""
+    """Check a name of timm, which has to be loaded for that: so this comes after the settings were checked."""
     if spec.model.backbone.startswith("timm/"):
         from boxseg.model.backbone import check_timm_name
 
@@ -312,7 +312,7 @@ def _check_timm_name(spec: RunSpec) -> None:
 
 
 def _require_usable(source: CocoSource, *, training: bool, use_masks: bool = False) -> list[Fault]:
-    """`require_usable`; images of a store go to the machines that train, and were looked for in its listing."""
+    """`require_usable`, without images of a store, which were looked for in its listing."""
     is_here = address_of(source.images) is None
     try:
         return require_usable(source, training=training, use_masks=use_masks, open_images=is_here)
@@ -352,7 +352,7 @@ def _check_val_data(spec: RunSpec) -> None:
     decides = (spec.sweep.metric, *spec.sweep.against) if isinstance(spec, SweepSpec) else ()
     needs_masks = [metric for metric in decides if metric not in NEEDS_NO_MASKS]
     if spec.data.val == spec.data.train and not needs_masks:
-        return  # looked at as training data, and meant to be without masks
+        return  # checked as training data, which is meant to have no masks
     faults = _require_usable(spec.data.val, training=False)
     missing_masks = [fault for fault in faults if fault.rule == MASK_AP_RULE]
     if missing_masks and needs_masks:

@@ -1,4 +1,4 @@
-"""Settings for a data set and a machine, each with its reason: few rules, explained in docs/recipes.md; no torch."""
+"""Settings for a data set and a machine, each with its reason, by the rules of docs/recipes.md; needs no torch."""
 
 from __future__ import annotations
 
@@ -23,46 +23,46 @@ from orchestration.words import show_bytes, show_duration
 OBJECT_PX = (64.0, 192.0)
 CLOSER = 1.5
 CLOSER_PX = 128
-"""Longer side of the median object [px] from which on windows become larger by `CLOSER` towards the end: smaller ones
-would only be blown up."""
+"""If the longer side of the median object has at least this [px], windows become larger by `CLOSER` towards the end:
+smaller objects would only be blown up."""
 CLOSER_FROM = 0.75
 CLOSER_COST = 1 + (1 - CLOSER_FROM) * (CLOSER**2 - 1)
-"""What an update takes in the mean then, in updates of the beginning: pixels decide."""
+"""Time of the mean update then, relative to the first ones, as it depends on the number of pixels."""
 BATCH_SIZE = 4
 EVAL_OBJECT_PX = 64
 CLOSER_EVAL_OBJECT_PX = 128
-"""What the median object measures where whole images are looked at; the latter where training ends with larger ones."""
+"""Size of the median object in evaluations of whole images; the second if windows become larger towards the end."""
 EVAL_SIDES = (128, 2048)
-"""Least and most of the short side then."""
+"""Least and most of the short side in evaluations."""
 EVAL_TILE = 640
-"""Side of the tiles that larger images are looked at in then."""
+"""Side of the tiles in evaluations of larger images."""
 EVAL_IMAGES = 4
 WHOLE_SIZE = 800
-"""train.image_size as it is, which train.max_size must not be below although windows leave it without effect."""
+"""Default of train.image_size, which has no effect with windows; train.max_size must not be below it."""
 USUAL_STEPS = 1200
-"""Updates where no time is given."""
+"""Number of updates if no time is given."""
 LEAST_STEPS = 100
 LEAST_TRAINING = 0.5
-"""Share of the time that training gets, however many boxes there are to label."""
+"""Least share of the time for training, however many boxes there are to label."""
 SAVE_EVERY_S = 90
-"""Training time that a kill may cost at most, about."""
+"""About the most training time that a kill may cost."""
 FEWEST_MINUTES = 1.0
 LEAST_MEMORY = 3 * 10**9
-"""Below, the batch is trained in two parts: 1.5 GB were measured for whole ones."""
+"""With less, the batch is trained in two parts: 1.5 GB were measured for whole batches."""
 
 START_S = 20.0
 """Loading, the last evaluation, writing labels and review page [s]."""
 CORE_STEP_S = 0.45
-"""An update of a recipe on one core of 2026 [s]; see docs/recipes.md."""
+"""Time of an update of a recipe on one core of 2026 [s]; see docs/recipes.md."""
 CORE_BOX_S = 0.17
-"""A box labelled and drawn on one such core [s]: 0.13 of nuclei, 0.17 of animals, 0.25 of pedestrians."""
+"""Time to label and draw a box on one such core [s]: 0.13 for nuclei, 0.17 for animals, 0.25 for pedestrians."""
 
 ASKED = "Asked for with --set."
 
 
 def name_after(data: Path) -> str:
     """Name of the experiment for a data file or folder."""
-    # what `RunSpec.name` allows, as it names a folder
+    # only what `RunSpec.name` allows
     return re.sub(r"[^\w.-]+", "-", data.absolute().stem).strip("-.") or "boxes"
 
 
@@ -74,7 +74,7 @@ class ChosenValue:
     """As in `train.window`."""
     value: Any
     reason: str
-    """One sentence; empty where it goes with the choice before."""
+    """One sentence; empty if it is that of the choice before."""
 
 
 Row = tuple[str, Any, str]
@@ -83,17 +83,17 @@ Row = tuple[str, Any, str]
 
 @dataclass(frozen=True)
 class Times:
-    """What a recipe should take on a machine [s]."""
+    """Time that a recipe should take on a machine [s]."""
 
     step_s: float
     train_s: float
     label_s: float
     basis: str
-    """Where the numbers come from."""
+    """What the numbers are based on."""
 
     @property
     def total_s(self) -> float:
-        """From the command to its end."""
+        """Time of the whole command."""
         return START_S + self.train_s + self.label_s
 
 
@@ -102,7 +102,7 @@ class Recipe:
     """Settings for one data set and machine, as a sparse experiment file."""
 
     title: list[str]
-    """What it is for, line by line."""
+    """Lines that say what it is for."""
     choices: list[ChosenValue]
     times: Times
 
@@ -110,7 +110,7 @@ class Recipe:
     def steps(self) -> int:
         """Updates of the run."""
         steps = next(choice.value for choice in self.choices if choice.name == "train.steps")
-        # what was asked for may be no number, and is refused later
+        # an override may be no number, and is refused later
         return steps if isinstance(steps, int) else 0
 
     def moved(self, before: Path, after: Path) -> Recipe:
@@ -134,7 +134,7 @@ class Recipe:
         """The choices as settings of a run.
 
         Raises:
-            ConfigError: what was asked for is no setting, or is not possible together.
+            ConfigError: an override is no setting, or settings do not fit together.
         """
         places: dict[KeyPath, str] = {}
         for choice in self.choices:
@@ -164,7 +164,7 @@ def check_minutes(minutes: float | None) -> None:
     """Refuse a time in which nothing can be learnt.
 
     Raises:
-        ConfigError: tells the least.
+        ConfigError: names the least.
     """
     if minutes is not None and not minutes >= FEWEST_MINUTES:
         raise ConfigError(
@@ -188,13 +188,13 @@ def make_recipe(
 
     Args:
         train: Images and boxes to learn from.
-        fingerprint: Theirs.
+        fingerprint: Fingerprint of these.
         machine: Where it will run.
         name: Of the experiment.
         minutes: Time for training and labelling; None: what `USUAL_STEPS` updates take.
-        step_s: Measured time of an update here [s]; None: estimated.
-        label_boxes: Boxes that are to be labelled in that time.
-        storage: Folder of runs, relative to the file; None: `runs` where the command is given.
+        step_s: Measured time of an update here [s]; None: estimate it.
+        label_boxes: Number of boxes to label in that time.
+        storage: Folder of runs, relative to the file; None: `runs` in the current folder.
         overrides: `key=value` texts that win over the choices.
 
     Raises:
@@ -221,7 +221,7 @@ def make_recipe(
     ]
     choices = [ChosenValue(*row) for row in rows]
     recipe = Recipe(title, _with_overrides(choices, overrides), times)
-    # the number of updates may have been asked for
+    # an override may have set the number of updates
     return replace(recipe, times=replace(times, train_s=recipe.steps * times.step_s))
 
 
@@ -237,7 +237,7 @@ def _plan_times(
     if step_s is None:
         basis = f"estimated from {CORE_STEP_S:g} s on one core"
         step_s = CORE_STEP_S / machine.speed
-    # What slows updates on this machine slows labelling.
+    # whatever slows updates on this machine slows labelling too
     label_s = label_boxes * CORE_BOX_S * step_s / CORE_STEP_S
     if _has_large_objects(fingerprint):
         step_s *= CLOSER_COST
@@ -246,7 +246,7 @@ def _plan_times(
         total_s = 60 * minutes
         train_s = max(total_s - START_S - label_s, LEAST_TRAINING * total_s)
     steps = _two_digits(train_s / step_s)
-    if steps < LEAST_STEPS:  # so `minutes` are not kept
+    if steps < LEAST_STEPS:  # which exceeds `minutes`
         steps = LEAST_STEPS
         basis += f"; {LEAST_STEPS} updates are the least"
     return Times(step_s, steps * step_s, label_s, basis)
@@ -257,7 +257,7 @@ def _has_large_objects(fingerprint: Fingerprint) -> bool:
 
 
 def _two_digits(number: float) -> int:
-    # down to two digits: 1,234 updates become 1,200
+    # rounded down to two digits: 1,234 updates become 1,200
     digits = max(math.floor(math.log10(max(number, 1))) - 1, 0)
     return math.floor(number / 10**digits) * 10**digits
 
@@ -320,7 +320,7 @@ SOLVER: tuple[Row, ...] = (
 def _train_choices(
     fingerprint: Fingerprint, machine: Machine, times: Times, minutes: float | None
 ) -> Iterator[Row]:
-    """How long is trained, what is seen of the images, and what is saved."""
+    """Length of training, views, and what is saved."""
     steps = round(times.train_s / times.step_s)
     yield from _length_choices(steps, times, minutes)
     yield from _batch_choices(machine)
@@ -352,7 +352,7 @@ def _batch_choices(machine: Machine) -> Iterator[Row]:
 
 
 def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
-    """How large images and objects are for the network, in training and in evaluations."""
+    """Size of images and objects for the network, in training and in evaluations."""
     sizes = f"{fingerprint.object_px.low:.0f} to {fingerprint.object_px.high:.0f} px"
     reason = f"Windows around objects show boxes of {sizes} at one scale, unlike images."
     yield "train.window", WINDOW_PX, reason
@@ -376,7 +376,7 @@ def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
 
 
 def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
-    """What is evaluated, saved and drawn, and when."""
+    """When the run is evaluated and saved."""
     reason = "Evaluated at the end alone: time is better spent on training."
     yield "train.eval_every", steps, reason
     saves = max(round(SAVE_EVERY_S / times.step_s), 1)
@@ -391,7 +391,7 @@ def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
 
 
 def eval_sizes(fingerprint: Fingerprint) -> tuple[int, int]:
-    """Short side at which the median object has the size above, and a limit of the long side above all images."""
+    """Short side at which the median object has the wanted size, and a limit of the long side that no image reaches."""
     sides = fingerprint.sides
     by_size = sorted((sides.longer_px / sides.short_px).tolist())
     relative = by_size[fingerprint.boxes // 2]  # median object over the short side of its image
@@ -423,8 +423,8 @@ def _resource_choices(machine: Machine) -> Iterator[Row]:
 
 
 def _with_overrides(choices: list[ChosenValue], overrides: Sequence[str]) -> list[ChosenValue]:
-    """The choices with the values that were asked for; settings that were not among them follow."""
-    # read as `--set` of a run is, so that a value means the same in both
+    """The choices with the values of overrides; overrides of other settings follow."""
+    # read like `--set` of a run, so that a value means the same in both
     given = functools.reduce(override, overrides, Source("--set", {}, {})).values
     values = dict(leaves(given))
     merged = []

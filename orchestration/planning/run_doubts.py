@@ -1,4 +1,4 @@
-"""Reasons to doubt the masks of a run, told before they are used as labels; needs no torch."""
+"""Reasons to doubt the masks of a run, for warnings before they are used as labels; needs no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from boxseg.engine.checkpoint import load_about
 from orchestration.record.find_runs import sound_status
 
 WEAK_BOX_AP = 0.05
-"""Box AP below which a network finds next to nothing, whatever the data: judgement."""
+"""With a box AP below this a network finds next to nothing, whatever the data: an assumption."""
 
 
 def find_doubts(checkpoint: Path, classes: Sequence[str]) -> Iterator[str]:
-    """Why the masks of a checkpoint may be worth little, a sentence each.
+    """Sentences that say why the masks of a checkpoint may be worth little.
 
     Args:
         checkpoint: Its folder.
@@ -42,7 +42,7 @@ def find_doubts(checkpoint: Path, classes: Sequence[str]) -> Iterator[str]:
 
 
 def class_doubts(learnt_from: str, known: Sequence[str], classes: Sequence[str]) -> Iterator[str]:
-    """A sentence if what was, or will be, learnt lacks some of the classes of the data."""
+    """A sentence if some classes of the data were not, or will not be, learnt."""
     labels = find_labels(classes, known)
     unknown = [name for name, label in zip(classes, labels, strict=True) if label == ABSENT]
     if unknown:

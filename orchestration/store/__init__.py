@@ -1,1 +1,1 @@
-"""Storages that are object stores: a folder of this machine stands for each, and files travel between the two."""
+"""Storages in object stores: each has a mirror, a folder of this machine, and files are copied between the two."""

@@ -29,19 +29,19 @@ Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
 
 RETRIES = 6
-"""How often a request is tried again by itself; after seconds 0.1, 0.2, 0.4 and so on."""
+"""How often the library repeats a request: after 0.1, 0.2, 0.4 s and so on."""
 RETRY_S = 20.0
-"""After this time a request is not tried again [s]; uploads are, by whoever asked for them."""
+"""After this time the library does not repeat a request [s]; callers repeat uploads."""
 CUTS = 5
-"""How often an answer that was cut is asked for again."""
+"""How often a request is repeated whose answer was cut off."""
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-"""What stores say where there is none."""
+"""What stores answer if the bucket does not exist."""
 REQUEST_S = 60
 """How long one request may take [s]."""
 PART_BYTES = 2**24
-"""A larger file goes in parts of this size, each a request."""
+"""Larger files are sent in parts of this size, each one a request."""
 PARTS_AT_ONCE = 4
-"""Parts of a large file that are on their way together."""
+"""Parts of a large file that are sent at the same time."""
 PAUSE_S = (0.5, 10.0)
 """Shortest and longest time between two tries of `patiently` [s]."""
 
@@ -49,19 +49,19 @@ logger = logging.getLogger("boxseg.store")
 
 
 class StoreAwayError(StorageError):
-    """The store does not answer, or has no time; it may later."""
+    """The store does not answer or is too busy; it may answer later."""
 
 
 class CutError(StoreAwayError):
-    """The connection was cut within an answer, which the library does not ask for again."""
+    """The connection was cut in the middle of an answer; the library does not repeat such requests."""
 
 
 class TakenError(Exception):
-    """What was to be written in place of something is there already, or has changed."""
+    """The object to write exists already, or the one to replace has changed."""
 
 
 def _again(read: Callable[Asked, Answer]) -> Callable[Asked, Answer]:
-    """Ask once more, a few times, where an answer was cut; for what only reads."""
+    """Repeat a request that only reads, a few times, if its answer was cut off."""
 
     @functools.wraps(read)
     def ask(*arguments: Asked.args, **options: Asked.kwargs) -> Answer:
@@ -81,19 +81,19 @@ class Entry:
     size: int
     """Bytes."""
     etag: str
-    """Another one after every change."""
+    """Changes whenever the object does."""
 
 
 class Store:
-    """One bucket. Every method is a request, or a few for large files and long listings.
+    """One bucket. Every method makes one request, or a few for large files and long listings.
 
     All raise:
         StoreAwayError: the store does not answer, for now.
-        StorageError: it refuses us, or there is no such bucket.
+        StorageError: it refuses access, or there is no such bucket.
     """
 
     def __init__(self, address: str) -> None:
-        """Nothing is asked yet; `address` has a scheme and a bucket, as in `s3://bucket`.
+        """Makes no request; `address` has a scheme and a bucket, as in `s3://bucket`.
 
         Raises:
             ConfigError: obstore is not installed.
@@ -106,7 +106,7 @@ class Store:
         """Content and etag of a small object.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such object.
         """
         with self._naming_faults(key):
             found = self._objects.get(key)
@@ -115,26 +115,26 @@ class Store:
     def write(
         self, key: str, content: bytes, *, only_new: bool = False, instead_of: str | None = None
     ) -> str:
-        """Write a small object; gives its etag.
+        """Write a small object; returns its etag.
 
         Args:
             key: Its name.
             content: All of it.
-            only_new: Refuse to replace one.
-            instead_of: Etag that the one to replace must have.
+            only_new: Refuse to replace an object.
+            instead_of: Etag that the object to replace must have.
 
         Raises:
-            TakenError: there is one already, or another one by now.
+            TakenError: the object exists already, or has another etag.
         """
         mode: Any = "create" if only_new else {"e_tag": instead_of} if instead_of else "overwrite"
         with self._naming_faults(key):
             return str(self._objects.put(key, content, mode=mode)["e_tag"])
 
     def upload(self, key: str, path: Path) -> str:
-        """Write an object from a file, large ones in parts; gives its etag.
+        """Write an object from a file, a large one in parts; returns its etag.
 
         Raises:
-            FileNotFoundError: the file has gone.
+            FileNotFoundError: the file is gone.
         """
         with self._naming_faults(key):
             written = self._objects.put(
@@ -144,7 +144,7 @@ class Store:
 
     @_again
     def download(self, key: str, path: Path) -> str:
-        """Write an object to a file, piece by piece; gives its etag.
+        """Write an object to a file, piece by piece; returns its etag.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -182,7 +182,7 @@ class Store:
         return [Path(each).name for each in found["common_prefixes"]]
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; those that are not there are removed already."""
+        """Remove objects; missing ones are no error."""
         if keys:
             with self._naming_faults(keys[0]), contextlib.suppress(FileNotFoundError):
                 self._objects.delete(list(keys))
@@ -223,10 +223,10 @@ class Store:
 def patiently(
     ask: Callable[[], Answer], patience_s: float, stop: threading.Event | None = None
 ) -> Answer:
-    """Ask until the store answers; nothing is lost while it is away.
+    """Repeat a request until the store answers.
 
     Raises:
-        StoreAwayError: it was away for so long, or we are to stop.
+        StoreAwayError: it did not answer in that time, or a stop was asked for.
     """
     stop = stop or threading.Event()
     began, pause = time.monotonic(), PAUSE_S[0]
@@ -242,7 +242,7 @@ def patiently(
 
 
 def place_of(folder: Path) -> tuple[Store, str]:
-    """Store and prefix, with a slash at its end, of a folder in a mirror.
+    """Store and prefix (with a slash at its end) of a folder in a mirror.
 
     Raises:
         ConfigError: obstore is not installed.
@@ -256,7 +256,7 @@ def place_of(folder: Path) -> tuple[Store, str]:
 
 @functools.lru_cache
 def _open(address: str, server: str | None, process: int) -> ObjectStore:
-    """The library's store of a server; one for each process, as its threads do not survive a fork."""
+    """The library's object for a server; each process has its own, as its threads do not survive a fork."""
     try:
         from obstore.store import from_url
     except ModuleNotFoundError as error:
@@ -264,14 +264,14 @@ def _open(address: str, server: str | None, process: int) -> ObjectStore:
             f"storage: {address} needs the package obstore; in boxseg's folder: "
             "pip install -c constraints.txt -e '.[store]'"
         ) from error
-    # a server of one's own network may have no certificate; the clouds' servers do
+    # servers of a private network may have no certificate, unlike those of the clouds
     is_plain = (server or "").startswith("http://")
     return from_url(
         address,
         client_options={
             "allow_http": is_plain,
             "timeout": timedelta(seconds=REQUEST_S),
-            # a server that is not there is found out soon, whatever a request may take
+            # a missing server is noticed soon, however long a request may take
             "connect_timeout": timedelta(seconds=5),
         },
         retry_config={
@@ -284,7 +284,7 @@ def _open(address: str, server: str | None, process: int) -> ObjectStore:
 
 
 def _credentials(address: str) -> dict[str, Any]:
-    """A source of credentials, where only Amazon's own library knows it: profiles, single sign-on."""
+    """A source of credentials that only Amazon's own library knows: profiles, single sign-on."""
     in_files = Path("~/.aws").expanduser().is_dir() and "AWS_ACCESS_KEY_ID" not in os.environ
     if not address.startswith("s3://") or not ("AWS_PROFILE" in os.environ or in_files):
         return {}
@@ -292,15 +292,15 @@ def _credentials(address: str) -> dict[str, Any]:
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ModuleNotFoundError:
         return {}
-    with contextlib.suppress(ValueError):  # it found none there
+    with contextlib.suppress(ValueError):  # there are no such credentials
         return {"credential_provider": Boto3CredentialProvider()}
     return {}
 
 
 def _cause(error: Exception) -> str:
-    """The first line of the library's texts; the others are for its developers."""
+    """The first line of the library's error text; the others are for its developers."""
     text = " ".join(str(error).splitlines()[0].split())
-    # how long it took, and how often, is another each time
+    # without duration and number of tries, which differ each time
     return hide(
         re.sub(r" in [\d.]+\w*s(, after \d+ retries, .*?retry_timeout: \S+)?", "", text)[:300]
     )

@@ -1,4 +1,4 @@
-"""A run that trains on another machine than its driver's: its folder here, and what carries its files away."""
+"""For a run that trains on another machine than its driver: its folder here, and what carries its files away."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ from orchestration.store.syncer import GIVE_UP_S, MOST_WAIT_S
 
 MARK = ".courier"
 TELL_S = 1.0
-"""Time between two tellings of what changed [s]; they go to the driver, and ask the store for nothing."""
+"""Time between two messages to the driver about what changed [s]; they make no request to the store."""
 BEGIN_S = 300.0
-"""How long the begin of a run waits for a store that does not answer [s]."""
+"""How long a run waits for the store to answer before it begins [s]."""
 
 logger = logging.getLogger("boxseg.store")
 
 
 @dataclass(frozen=True)
 class Outpost:
-    """What a training process of another machine gets from its driver, besides what it is to train."""
+    """How a training process on another machine reaches its driver."""
 
     desk: Desk
-    """That of the driver, from wherever this is."""
+    """The driver's desk, which can be reached from any machine."""
     home: Path
-    """Folder of the mirrors of the machine that sent this; its paths are moved from there to ours."""
+    """Folder for mirrors on the machine that sent this; paths in it are replaced by ours."""
     token: str
-    """The driver's part of its lease, which is in its mirror only."""
+    """Token of the driver's lease; only the driver's own mirror has it."""
 
     def is_home(self, run: Path) -> bool:
-        """Whether the run's folder here is the driver's own, with nothing to carry."""
+        """Whether the run's folder here is the driver's own, so that nothing has to be carried."""
         for above in (run, run.parent):
             if (above / DROVE).is_file():
                 return (above / DROVE).read_text() == self.token
@@ -64,16 +64,16 @@ class Outpost:
 
 
 class Courier:
-    """Has the records of a run here and its newest checkpoint; then, until the block is left, carries changes away."""
+    """Context that fetches a run's records and newest checkpoint, and then carries changes away until it is left."""
 
     def __init__(self, desk: Desk, folder: Path, *, leads: bool, trains: bool = True) -> None:
-        """Nothing is done yet.
+        """Does nothing yet.
 
         Args:
-            desk: The driver's.
-            folder: The run's, in the mirror of this machine.
+            desk: Desk of the driver.
+            folder: Folder of the run in the mirror of this machine.
             leads: Whether this process writes the run's files; others only read them.
-            trains: Whether it needs checkpoints and may write some; if not, nothing is asked of the store.
+            trains: Whether it needs checkpoints and may write some; if not, it makes no request to the store.
         """
         self._desk = desk
         self._trains = trains
@@ -81,15 +81,15 @@ class Courier:
         self._address = shown(folder)
         self._leads = leads
         self.mark = secrets.token_hex(8)
-        """What the folder has once it was received by the process that leads."""
+        """Is written into the folder once the leading process has received it."""
         self._attempt = 0
         self._mirror: Mirror | None = None
         self._known: dict[str, tuple[int, int]] = {}
-        """Size and time of what the desk has."""
+        """File -> size and time of the version that the desk has."""
         self._sent: dict[str, int] = {}
         """`about.json` of checkpoints whose weights are in the store -> its inode."""
         self._best: dict[str, Any] = {}
-        """Of the status that the driver has: the best evaluation."""
+        """The best evaluation in the status that the driver has."""
         self._closing = threading.Event()
         self._telling = threading.Lock()
         self._threads = [
@@ -120,7 +120,7 @@ class Courier:
                 self._known[name] = (about.st_size, about.st_mtime_ns)
                 self._sent[name] = about.st_ino
         if self._leads:
-            # what was kept: other ranks fetch it from the store
+            # also a checkpoint that was kept here, as other ranks fetch it from the store
             patiently(self._send_weights, BEGIN_S)
             self._tell()
             (folder / MARK).write_text(self.mark)
@@ -129,18 +129,18 @@ class Courier:
         return self
 
     def is_received(self, mark: str) -> bool:
-        """Whether the process that leads, whose mark this is, has the same folder."""
+        """Whether the leading process, which has this mark, uses the same folder."""
         path = self._run.path / MARK
         return path.is_file() and path.read_text() == mark
 
     def _was_last_here(self, records: dict[str, bytes]) -> bool:
-        """Whether the run's last process was here: nothing was reported since, and its checkpoints go with that."""
+        """Whether the run's last process was here, and nothing was reported since: its checkpoints still count."""
         with contextlib.suppress(FileNotFoundError):
             return self._run.metrics_path.read_bytes() == records.get(self._run.metrics_path.name)
         return False
 
     def _clear(self, records: dict[str, bytes], *, keeps_checkpoints: bool) -> None:
-        """Remove what an earlier process left here and the driver does not know."""
+        """Remove files of an earlier process that the driver does not know."""
         folder = self._run.path
         for name in records_of(folder).keys() - records.keys():
             if not (keeps_checkpoints and is_about(name)):
@@ -153,7 +153,7 @@ class Courier:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self._leads:
             return
-        # an end by the store itself has waited for it
+        # not for an end that the store itself caused: that has waited already
         if not isinstance(error, StorageError):
             with contextlib.suppress(StorageError):
                 self.flush()
@@ -180,12 +180,12 @@ class Courier:
             time.sleep(0.1)
 
     def tell(self) -> None:
-        """Let the driver have all that is in the run's folder."""
+        """Send the driver everything that has changed in the run's folder."""
         if self._leads:
             self._tell()
 
     def has_sent(self, checkpoint: Path) -> bool:
-        """Whether the store has a checkpoint of the run and the driver knows; or training has removed it since."""
+        """Whether the store has a checkpoint and the driver knows it, or training has removed it since."""
         name = f"checkpoints/{checkpoint.name}/{ABOUT}"
         try:
             about = (self._run.path / name).stat()
@@ -194,9 +194,9 @@ class Courier:
         return self._known.get(name) == (about.st_size, about.st_mtime_ns)
 
     def _unsent(self) -> list[str]:
-        """Checkpoints whose weights are not in the store yet, the oldest first.
+        """Checkpoints whose weights are not in the store yet, oldest first.
 
-        Who goes on from one that was sent then has the best ones before it as well.
+        In this order, whoever goes on from a checkpoint in the store also finds the best ones before it.
         """
         return [
             name
@@ -215,7 +215,7 @@ class Courier:
                 pause = min(2 * max(pause, TELL_S), MOST_WAIT_S)
 
     def _send_weights(self) -> None:
-        """Send those of checkpoints that the store does not have.
+        """Send the weights of checkpoints that the store does not have.
 
         Raises:
             StorageError: it does not answer or refuses the connection.
@@ -231,17 +231,17 @@ class Courier:
         while not self._closing.wait(TELL_S):
             try:
                 self._tell()
-            except Exception as error:  # the driver has gone, or will be heard next time
+            except Exception as error:  # the driver is gone, or will be reached next time
                 logger.info("%s: the driver does not hear: %s", self._address, error)
 
     def _tell(self, *, is_last: bool = False) -> None:
-        """Tell the driver what changed; an end only once the store has all that it tells of, or at last."""
+        """Send the driver what changed; an end only once the store has all it refers to, or at the last call."""
         with self._telling:
             had_ended = self._has_ended()
             present = records_of(self._run.path)
             waiting = set(self._unsent())
             changes: dict[str, bytes | None] = {}
-            if not waiting:  # for which those that have gone made room
+            if not waiting:  # once no new one waits: removed checkpoints made room for them
                 changes = {name: None for name in self._known if name not in present}
             known = {}
             for name in sorted(present, key=place):
@@ -254,14 +254,14 @@ class Courier:
                     continue
                 known[name] = version
                 if name == STATUS:
-                    # An end that is told stays, whatever becomes of this machine.
+                    # An end that was sent stays, whatever becomes of this machine.
                     is_early = waiting or not had_ended
                     if is_early and not is_last and self._has_ended():
                         del known[name]
                         continue
                     if not self._may_tell_best(content, changes):
                         content = self._with_earlier_best(content)
-                        del known[name]  # it is told once more
+                        del known[name]  # so that it is sent again
                 changes[name] = content
             stops = self._desk.tell(self._address, self._attempt, changes)
             for name in [name for name, content in changes.items() if content is None]:
@@ -271,7 +271,7 @@ class Courier:
                 self._run.request_stop()
 
     def _may_tell_best(self, status: bytes, changes: Mapping[str, bytes | None]) -> bool:
-        """Whether the driver knows the checkpoint of a status's best evaluation, or will with these changes."""
+        """Whether the driver knows the checkpoint of a status's best evaluation, at least with these changes."""
         found = _best_in(status)
         step = found["best_step"]
         if step is not None:
@@ -283,17 +283,17 @@ class Courier:
         return True
 
     def _with_earlier_best(self, status: bytes) -> bytes:
-        """A status with the best evaluation that the driver may know."""
+        """A status in which the best evaluation is one whose checkpoint the driver knows."""
         return to_json(json.loads(status) | self._best, indent=1).encode()
 
     def _has_ended(self) -> bool:
-        with contextlib.suppress(BoxSegError):  # the driver tells what is wrong with it
+        with contextlib.suppress(BoxSegError):  # the driver reports the damage
             return self._run.stored().is_final
         return False
 
 
 def _best_in(status: bytes) -> dict[str, Any]:
-    """The best evaluation of a status; of a damaged one, about which the driver tells, none."""
+    """The best evaluation of a status; empty for a damaged one, which the driver reports."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         found = json.loads(status)
         return {"best": found["best"], "best_step": found["best_step"]}
@@ -301,9 +301,9 @@ def _best_in(status: bytes) -> dict[str, Any]:
 
 
 def bring_patiently(path: Path) -> None:
-    """`bring`, where the store may be away for a while.
+    """`bring`, which waits if the store is away for a while.
 
     Raises:
-        StorageError: it is away for long, or refuses us.
+        StorageError: it stays away, or refuses access.
     """
     patiently(lambda: bring(path), BEGIN_S)

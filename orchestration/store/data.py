@@ -1,8 +1,8 @@
 """Images and annotations of a store: fetched to each machine that reads them, into the folders that stand for them.
 
-A file counts once it is whole: it is written beside its place, and `.data.json` of the folder tells which version of
-the object it is. What was fetched stays for the next run; the folders that nobody has used for the longest go where
-`BOXSEG_DATA_GB` would be exceeded.
+A file only gets its name once it is complete, and `.data.json` of the folder says which version of the object it is.
+Fetched files stay for the next run; if `BOXSEG_DATA_GB` would be exceeded, folders that were not used for the longest
+time are removed.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from orchestration.store.client import Entry, StoreAwayError, patiently, place_o
 from orchestration.store.places import address_of, mirrors, shown
 
 INDEX, FETCH_LOCK, USE_LOCK = ".data.json", ".data.fetch", ".data.use"
-"""Files of a folder of data: versions of what is there, held by who fetches, and held by all who read."""
+"""Files in a folder of data: versions of its files, lock of the process that fetches, lock of all that read."""
 UNFINISHED = ".data.part-"
-"""Begins the names of files that are on their way."""
+"""Prefix of files that are being fetched."""
 TAR = ".tar"
 LIMIT_VARIABLE = "BOXSEG_DATA_GB"
-"""Environment variable: what all data of stores may take on this machine [GB]; unset: what the disk has."""
+"""Environment variable: limit of all data from stores on this machine [GB]; unset: the size of the disk."""
 SPARE_BYTES = 2 * 10**9
-"""Left free on the disk."""
+"""Room that is left free on the disk."""
 AT_ONCE = 32
-"""Files that are on their way together: latency is shared by so many."""
+"""Files that are fetched at the same time, which hides the latency of each."""
 PATIENCE_S = 600.0
-"""How long a store may be away before a run gives up [s]; it is asked again all the while."""
+"""How long a store may be away before a run gives up [s]; requests are repeated meanwhile."""
 TELL_S = 10.0
 """Time between two lines about the progress, and between two writes of the index [s]."""
 
 Tell = Callable[[str], None]
-"""Says how far it has come."""
+"""Shows a line about the progress."""
 
 logger = logging.getLogger("boxseg.store")
 
 
 def fetch_annotations(spec: RunSpec) -> None:
-    """Have the annotation files of a run's data here, and one of their images, so that settings can be checked.
+    """Fetch the annotation files of a run's data, and one image of each, so that settings can be checked.
 
     Raises:
         DataError: there is no such object, or images that an annotation file lists are not below the prefix.
@@ -66,9 +66,9 @@ def fetch_annotations(spec: RunSpec) -> None:
 
 
 def fetch_data(spec: RunSpec, tell: Tell = logger.info) -> None:
-    """Have all data of a run on this machine; several processes share what one of them fetches.
+    """Fetch all data of a run to this machine; several processes share what one of them fetches.
 
-    Until this process ends nobody removes it, or replaces it by other versions.
+    Until this process ends, no other process removes or replaces it.
 
     Raises:
         DataError: an object is missing, or has changed while others on this machine read it.
@@ -81,13 +81,13 @@ def fetch_data(spec: RunSpec, tell: Tell = logger.info) -> None:
 def fetch_files(
     folder: Path, names: Iterable[str], *, setting: str, tell: Tell
 ) -> dict[str, list[str]]:
-    """Have files below a prefix on this machine, as `fetch_data` does; gives the files of each tar file among them.
+    """Fetch files below a prefix, as `fetch_data` does; returns the members of each tar file among them.
 
     Args:
         folder: The folder that stands for the prefix.
         names: Below the prefix.
-        setting: Who names them, for messages.
-        tell: Hears how far it has come.
+        setting: The setting or argument that names them, for messages.
+        tell: Shows the progress.
     """
     return _Folder(folder, setting, tell, PATIENCE_S).fetch(names)
 
@@ -104,7 +104,7 @@ def _fetch(spec: RunSpec, tell: Tell, *, patience_s: float, most: int | None = N
 
 
 def listed_images(source: CocoSource) -> list[str]:
-    """File names of the images that an annotation file lists; what is wrong with it is told where it is checked."""
+    """File names of the images that an annotation file lists; its faults are reported where it is checked."""
     try:
         images = read_well_formed(source.annotations, whole=False)["images"]
     except DataError:
@@ -113,30 +113,31 @@ def listed_images(source: CocoSource) -> list[str]:
 
 
 class _Version(NamedTuple):
-    """What a file here was made from."""
+    """The version of a file here."""
 
     etag: str
-    """Of the object, or of the tar file that it was in."""
+    """Etag of the object, or of the tar file that it was in."""
     size: int
-    """Of the file [bytes]."""
+    """Size of the file [bytes]."""
 
 
 class _Folder:
     """The objects below a prefix, and the folder of this machine that stands for it."""
 
     def __init__(self, path: Path, setting: str, tell: Tell, patience_s: float) -> None:
-        """`setting` is for messages; for so long a store may be away [s]."""
+        """`setting` is for messages; `patience_s` is how long the store may be away [s]."""
         self.path = path
         self.store, self.prefix = place_of(path)
         self._setting, self._tell, self._patience_s = setting, tell, patience_s
         self._known: dict[str, _Version] = {}
 
     def fetch(self, names: Iterable[str], *, most: int | None = None) -> dict[str, list[str]]:
-        """Have the named files here in the version that the store has; gives the files of the named tar files.
+        """Fetch the named files unless they are here in the store's version; returns the members of the named tar
+        files.
 
         Args:
-            names: Below the prefix; what is not there may be in tar files.
-            most: Fetch no more than so many.
+            names: Below the prefix; missing ones may be in tar files.
+            most: Fetch no more files than this.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         # an annotation file may list an image twice
@@ -153,7 +154,7 @@ class _Folder:
                 )
             asked = {name: listed[name] for name in names if name in listed}
             if missing and most is None:
-                # nobody knows which of them has what
+                # it is not known which tar file has which of them
                 asked |= tars
             damaged = {
                 version.etag for name, version in self._known.items() if not self._is_whole(name)
@@ -161,7 +162,7 @@ class _Folder:
             wanted = [entry for entry in asked.values() if not self._has(entry, damaged)][:most]
             self._refuse_changes(wanted)
             _make_room(self.path, sum(entry.size for entry in wanted))
-            # of processes that were killed, as only the holder of the lock fetches
+            # left by killed processes, as only the holder of the lock fetches
             for left in self.path.glob(f"{UNFINISHED}*"):
                 left.unlink()
             self._bring(wanted)
@@ -171,7 +172,7 @@ class _Folder:
         return {name: self._members(listed[name]) for name in names if name in tars}
 
     def _list(self, names: list[str]) -> dict[str, Entry]:
-        """The objects by their names below the prefix; of a single one nothing else is asked for."""
+        """The objects by their names below the prefix; a single one is asked for without a listing."""
         if len(names) == 1:
             with contextlib.suppress(FileNotFoundError):
                 return {names[0]: self.store.entry(self.prefix + names[0])}
@@ -182,7 +183,7 @@ class _Folder:
         return entry.key.removeprefix(self.prefix)
 
     def _has(self, entry: Entry, damaged: set[str]) -> bool:
-        """Whether a file is here, of a tar file its members; `damaged` are the versions of which something is not."""
+        """Whether a file is here, or all members of a tar file; `damaged` are versions with missing members."""
         name = self._name(entry)
         is_whole = entry.etag not in damaged if name.endswith(TAR) else self._is_whole(name)
         return is_whole and self._known.get(name) == _Version(entry.etag, entry.size)
@@ -193,7 +194,7 @@ class _Folder:
         return [name for name in names if not name.endswith(TAR)]
 
     def _is_whole(self, name: str) -> bool:
-        if name.endswith(TAR):  # its files are here instead
+        if name.endswith(TAR):  # its members are here instead
             return True
         try:
             return (self.path / name).stat().st_size == self._known[name].size
@@ -209,7 +210,7 @@ class _Folder:
             )
 
     def _refuse_changes(self, wanted: list[Entry]) -> None:
-        """Refuse to replace files under the eyes of others."""
+        """Refuse to replace files that other processes read."""
         changed = []
         for entry in wanted:
             known = self._known.get(self._name(entry))
@@ -241,13 +242,13 @@ class _Folder:
                     )
                     self._write_index()
         finally:
-            # whatever happens, what is here counts
+            # also after an error, so that what was fetched counts
             stop.set()
             pool.shutdown(cancel_futures=True)
             self._write_index()
 
     def _bring_one(self, entry: Entry, stop: threading.Event) -> dict[str, _Version]:
-        """Fetch one object, and unpack it if it is a tar file; gives the versions of the files that are new."""
+        """Fetch one object, and unpack it if it is a tar file; returns the versions of the new files."""
         name = self._name(entry)
         if not is_inside(name):
             raise DataError(f"{shown(self.path)}: {name!r} would lie outside; rename the object")
@@ -281,7 +282,7 @@ class _Folder:
 
 
 def _read_index(folder: Path) -> dict[str, _Version]:
-    """What a folder of data holds, tar files among it; of a damaged index nothing counts, and all is fetched again."""
+    """What a folder of data has, including tar files; nothing if the index is damaged, so that all is fetched again."""
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
         index = json.loads((folder / INDEX).read_bytes())
         return {name: _Version(str(etag), int(size)) for name, (etag, size) in index.items()}
@@ -289,7 +290,7 @@ def _read_index(folder: Path) -> dict[str, _Version]:
 
 
 def _unpack(tar: Path, folder: Path, address: str) -> Iterator[str]:
-    """Write the files of a tar file below a folder, each whole or not at all; gives their names."""
+    """Unpack a tar file below a folder, each file whole or not at all; returns their names."""
     try:
         with tarfile.open(tar) as members:
             for member in members:
@@ -311,10 +312,10 @@ def _unpack(tar: Path, folder: Path, address: str) -> Iterator[str]:
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Remove data that nobody uses, the longest unused first, until so many bytes have room.
+    """Remove data that no process uses, the longest unused first, until there is room for this many bytes.
 
     Raises:
-        ResourceError: they have none.
+        ResourceError: there is not enough room even then.
     """
     if not needed:
         return
@@ -341,7 +342,7 @@ def _make_room(folder: Path, needed: int) -> None:
 
 
 def _bytes_of(folder: Path) -> int:
-    """Bytes of its files, those of tar files as they were unpacked."""
+    """Bytes of its files, those of tar files unpacked."""
     index = _read_index(folder)
     return sum(version.size for name, version in index.items() if not name.endswith(TAR))
 
@@ -353,13 +354,13 @@ def _last_used(folder: Path) -> float:
 
 
 def _remove_unused(folder: Path) -> bool:
-    """Remove the files of a folder of data, unless somebody reads or fetches them."""
+    """Remove the files of a folder of data, unless a process reads or fetches them."""
     try:
         with file_lock(folder / FETCH_LOCK, wait=False):
             names = list(_read_index(folder))
             if not names or not _is_free(folder):
                 return False
-            # The index goes first, so that nothing half removed counts.
+            # The index first, so that what is left after a kill does not count.
             (folder / INDEX).unlink()
             for name in names:
                 (folder / name).unlink(missing_ok=True)
@@ -382,16 +383,16 @@ def _waiting_for(folder: Path, tell: Tell) -> Iterator[None]:
 
 
 _used: dict[Path, int] = {}
-"""Folders that this process reads from -> the open file that says so; the system closes it when the process ends."""
+"""Folder that this process reads from -> the locked file that says so, which is closed when the process ends."""
 
 
 def _use(folder: Path) -> None:
-    """Say that this process reads from a folder, until it ends."""
+    """Mark a folder as read by this process until it ends."""
     if folder not in _used:
         file = os.open(folder / USE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(file, fcntl.LOCK_SH)
         _used[folder] = file
-    # what was used last goes last where room is needed
+    # what was used last is removed last
     os.utime(folder / USE_LOCK)
 
 

@@ -1,7 +1,7 @@
-"""Where runs that train on other machines than their driver's leave their records, and find those to begin with.
+"""Where runs that train on other machines than their driver exchange records with it.
 
-Weights go from there to the store by themselves. Records are small, and go through Ray to the driver, which shows them,
-copies them to MLflow, and sends them to the store: only it ever makes a checkpoint count.
+The training machine sends weights to the store itself. Records are small and go through Ray to the driver, which shows
+them, copies them to MLflow and sends them to the store: only the driver makes a checkpoint count.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import STATUS, place, records_of
 
 Records = Mapping[str, bytes | None]
-"""Paths in a run's folder -> content; null for files that have gone."""
+"""Path in a run's folder -> content; None for files that are gone."""
 
 logger = logging.getLogger("boxseg.store")
 
 
 @dataclass
 class Desk:
-    """What it has of each run, by the run's address."""
+    """Records of runs, by the runs' addresses."""
 
     _records: dict[str, dict[str, bytes]] = field(default_factory=dict)
     _attempts: dict[str, int] = field(default_factory=dict)
@@ -34,23 +34,23 @@ class Desk:
     _stops: bool = False
 
     def lay(self, run: str, records: dict[str, bytes]) -> None:
-        """The driver: have all records of a run here, before it is trained; processes of before are not heard again."""
+        """For the driver: provide all records of a run before it is trained; ignore earlier processes from now on."""
         self._records[run] = dict(records)
         self._attempts[run] = self._attempts.get(run, 0) + 1
 
     def take(self, run: str, *, leads: bool) -> tuple[int, dict[str, bytes]]:
-        """A process that begins to train: its number, and all records.
+        """For a process that begins to train: its number, and all records.
 
         Args:
             run: Address.
-            leads: Whether it is the one that will tell; those of before are not heard again.
+            leads: Whether it will report changes; earlier processes are ignored from now on.
         """
         if leads:
             self._attempts[run] = self._attempts.get(run, 0) + 1
         return self._attempts.get(run, 0), self._records.get(run, {})
 
     def tell(self, run: str, attempt: int, changes: Records) -> bool:
-        """The process with this number: what changed; gives whether it is to stop."""
+        """For the process with this number: report what changed; returns whether it has to stop."""
         if attempt != self._attempts.get(run) or run not in self._records:
             return True
         for name, content in changes.items():
@@ -62,21 +62,21 @@ class Desk:
         return self._stops
 
     def collect(self) -> dict[str, dict[str, bytes | None]]:
-        """The driver: what was told since the last time."""
+        """For the driver: what was reported since the last call."""
         changes, self._changes = self._changes, {}
         return changes
 
     def clear(self, run: str) -> None:
-        """The driver: a run has ended, and nobody is heard about it any more."""
+        """For the driver: a run has ended, and further reports about it are ignored."""
         self._records.pop(run, None)
 
     def stop(self) -> None:
-        """The driver: have all that train save their state and end."""
+        """For the driver: ask all training processes to save their state and end."""
         self._stops = True
 
 
 def read_records(folder: Path) -> dict[str, bytes]:
-    """What `Desk.lay` takes, of a run's folder."""
+    """The records in a run's folder, for `Desk.lay`."""
     records = {}
     for name in records_of(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -85,11 +85,11 @@ def read_records(folder: Path) -> dict[str, bytes]:
 
 
 def write_records(folder: RunFolder, changes: Records) -> None:
-    """Bring a run's folder up to date; its end stays where the driver has written one."""
+    """Update a run's folder with records; an end that the driver has written stays."""
     for name in sorted(changes, key=place):
         content, path = changes[name], folder.path / name
         if name == STATUS and content is not None:
-            with contextlib.suppress(BoxSegError):  # what is damaged is found by who reads it
+            with contextlib.suppress(BoxSegError):  # readers report damaged records
                 folder.replace_status(content)
             continue
         if content is not None:
@@ -98,8 +98,8 @@ def write_records(folder: RunFolder, changes: Records) -> None:
             continue
         path.unlink(missing_ok=True)
         if path.name == ABOUT:
-            # weights that were fetched here
+            # not weights that were fetched here
             for left in path.parent.glob("*"):
                 left.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other files are in there
+        with contextlib.suppress(OSError):  # the folder is not empty
             path.parent.rmdir()

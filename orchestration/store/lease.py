@@ -1,6 +1,6 @@
-"""One driver for each run or sweep of a store: an object that only one of them can make, and that it keeps renewing.
+"""One driver for each run or sweep in a store: it holds an object that only one process can make, and renews it.
 
-No clocks are compared: who finds the object of another driver watches whether it changes.
+No clocks are compared: a process that finds the object of another driver watches whether it changes.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from orchestration.store.mirror import DROVE, LEASE, Mirror
 RENEW_S = 20.0
 """Time between two renewals [s]."""
 PATIENCE_S = 70.0
-"""A driver that has not renewed for so long has gone [s]."""
+"""A driver that has not renewed it for this time counts as gone [s]."""
 TRIES, AGAIN_S = 3, 1.0
-"""How often a write of it is tried where no answer comes, and the time between [s]."""
+"""How often a write is tried if no answer comes, and the time between two tries [s]."""
 POLL_S = 5.0
-"""Time between two looks whether it has [s]."""
+"""Time between two looks whether another driver has renewed it [s]."""
 
 logger = logging.getLogger("boxseg.store")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What the object holds."""
+    """Content of the object."""
 
     token: str
-    """Another one for each driver."""
+    """Different for each driver."""
     host: str
     pid: int
     renewed: int = 0
-    """How often."""
+    """Number of renewals."""
     released: bool = False
 
 
@@ -50,7 +50,7 @@ class Lease:
     """The right to write into a tree of a store, from `take` to `release`."""
 
     def __init__(self, mirror: Mirror) -> None:
-        """Nothing is asked yet; `mirror` is in hand."""
+        """Makes no request; this process must hold `mirror`."""
         self._folder = mirror.folder
         self._store: Store = mirror.store
         self._key = mirror.prefix + LEASE
@@ -59,18 +59,18 @@ class Lease:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.is_lost = False
-        """Whether another driver has it now, because this one did not renew it in time."""
+        """Whether another driver has taken over, because this one did not renew in time."""
         self.was_here = True
-        """Whether the driver before, if there was one, was one of this mirror."""
+        """Whether the driver before this one, if any, used this mirror."""
 
     def take(self, say: Callable[[str], object]) -> None:
-        """Be the driver; waits if another one may be, until it shows or has been silent for `PATIENCE_S`.
+        """Become the driver; if another one may be alive, wait until it renews or has been silent for `PATIENCE_S`.
 
         Args:
-            say: Is told, once, that it waits.
+            say: Gets one message if it has to wait.
 
         Raises:
-            ConfigError: another one drives.
+            ConfigError: another driver is alive.
             StorageError: the store does not answer or refuses the connection.
         """
         seen, silent_until = "", 0.0
@@ -103,7 +103,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Let others drive; if the store does not answer, they find out by themselves."""
+        """Let others drive; if the store does not answer, they will notice the silence."""
         self._over.set()
         self._thread.join()
         if not self.is_lost:
@@ -112,7 +112,7 @@ class Lease:
                 self._write(instead_of=self._etag)
 
     def _was_here(self, other: Holder) -> bool:
-        """Whether that was a driver of this mirror: it has gone, as only one process can have the mirror in hand."""
+        """Whether that driver used this mirror; it is gone then, as only one process at a time can hold a mirror."""
         with contextlib.suppress(FileNotFoundError):
             return (self._folder / DROVE).read_text() == other.token
         return False
@@ -125,15 +125,16 @@ class Lease:
                     self.is_lost = True
                     return
             except StorageError as error:
-                # nobody else can take it either, unless only we are cut off
+                # nobody else can take over either, unless only this machine is cut off
                 logger.info("%s", error)
 
     def _write(self, *, only_new: bool = False, instead_of: str | None = None) -> bool:
-        """Write the object if nobody else has; tells whether it is ours."""
+        """Write the object if nobody else has; returns whether it is ours."""
         content = json.dumps(asdict(self._holder)).encode()
         try:
             for left in reversed(range(TRIES)):
-                # The library sends no conditional write again whose answer was lost; here its own work is known.
+                # The library does not repeat a conditional write whose answer was lost; here we can tell whether it was
+                # ours.
                 try:
                     self._etag = self._store.write(
                         self._key, content, only_new=only_new, instead_of=instead_of
@@ -144,7 +145,7 @@ class Lease:
                         raise
                     time.sleep(AGAIN_S)
         except TakenError:
-            # A request whose answer was lost is sent again, and finds its own work; or the next one finds that.
+            # If the answer was lost, the repeated request, or the next renewal, finds that the object is ours.
             found = self._read()
             if found is None or found[0].token != self._holder.token:
                 return False

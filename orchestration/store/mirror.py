@@ -1,8 +1,8 @@
-"""A run or sweep of a store and its mirror, the folder that stands for it here: what differs travels either way.
+"""A run or sweep in a store and its mirror, the folder that stands for it here: differences are copied either way.
 
 A sweep and its trials are one tree. Readers pull its records, and the files of a checkpoint when they need them; the
-driver pushes. A checkpoint counts once its `about.json` is there, which goes last and has the sums of its files. The
-mirror remembers in `.store.json` which version of each file it has, so that nothing travels twice.
+driver pushes. A checkpoint counts once its `about.json` is there, which is sent last and has the checksums of the other
+files. The mirror remembers in `.store.json` which version of each file it has, so that nothing is copied twice.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from orchestration.store.places import address_of
 
 STATE, LOCK, DROVE = ".store.json", ".store.lock", ".store.driver"
 LEASE = ".driver"
-"""Object that tells who drives a tree, or drove it last; see `lease.py`. `DROVE` has our part of it."""
+"""Object that says who drives a tree, or drove it last; see `lease.py`. `DROVE` has the token of our driver."""
 STATUS, TRACKING, JOURNAL = "status.json", "tracking.json", "journal.jsonl"
 LOCAL = {"pulse.json", "stop"}
-"""Files that mean something only while a run trains, and only where it does; so do those with a dot in front."""
+"""Files that are only of use while and where a run trains; they are never sent, nor are names with a leading dot."""
 LOCAL_FOLDERS = {"logs"}
 AT_ONCE = 8
-"""Files, or runs, that are asked for together."""
+"""Files, or runs, that are fetched at the same time."""
 FRESH_S = 5.0
-"""For so long a listing of runs is not asked for again [s]: one command may need it several times."""
+"""A listing of runs is not repeated within this time [s], as one command may need it several times."""
 
 logger = logging.getLogger("boxseg.store")
 
@@ -57,31 +57,33 @@ class Version(NamedTuple):
     """The store's name for it."""
     size: int
     mtime_ns: int | None
-    """When its copy here was written [ns since 1970]; None: it is in the store only."""
+    """When the copy here was written [ns since 1970]; None: it is only in the store."""
 
 
 class Mirror:
-    """One tree, of a run or of a sweep with its trials. Only one process of a machine can have it in hand."""
+    """One tree: a run, or a sweep with its trials. Only one process of a machine can hold it (`in_hand`)."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is NAME/ID in the mirror of a storage."""
         self.folder = folder
         self.store, self.prefix = place_of(folder)
         self._versions = self._read_versions()
-        self._drove_last: bool | None = None  # whether this machine did; None: not asked yet
+        self._drove_last: bool | None = (
+            None  # whether this machine drove it last; None: not known yet
+        )
         self._drives = False
 
     def begin(self, *, drove_last: bool) -> None:
-        """Be that of a driver; `drove_last` tells whether the driver before was on this machine."""
+        """Become the mirror of a driver; `drove_last` says whether the driver before was on this machine."""
         self._drives, self._drove_last = True, drove_last
 
     def pull(self, *, only: str | None = None) -> None:
-        """Make the records here those of the store; files of checkpoints stay there until somebody wants them.
+        """Fetch the records of the store; large files of checkpoints stay there until they are needed.
 
-        A file that was changed here since it was last the same stays, unless another machine has driven since.
+        A file with changes that were not sent yet stays, unless another machine has driven since.
 
         Args:
-            only: Name of the records that matter, as in `status.json`; None: all of them.
+            only: Name of the records to fetch, as in `status.json`; None: all records.
 
         Raises:
             StorageError: the store does not answer or refuses the connection.
@@ -104,19 +106,19 @@ class Mirror:
                 continue
             if self._keeps_own(name, present):
                 continue
-            # another version, or none here: it comes when somebody wants it
+            # another version, or none here: fetched when it is needed
             (self.folder / name).unlink(missing_ok=True)
             self._versions[name] = Version(entry.etag, entry.size, None)
         wanted = [name for name in wanted if not self._keeps_own(name, present)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(self._fetch, wanted))
         for name in self._versions.keys() - listed.keys():
-            # what was changed here was not seen by whoever removed it there
+            # stays if it was changed here, which whoever removed it in the store did not know
             if self._is_unchanged(name, present):
                 self._drop(name)
             del self._versions[name]
-        # What a driver here wrote and never sent is of a past that another one has replaced since. Others may have
-        # written a report here, which stays.
+        # Files that a driver here never sent are outdated if another machine has driven since. Otherwise somebody may
+        # have written a report here, which stays.
         unsent = [
             name
             for name in present
@@ -137,11 +139,11 @@ class Mirror:
             path.parent.rmdir()
 
     def fetch_checkpoint(self, checkpoint: Path, *, only: str | None = None) -> None:
-        """Bring the files of one checkpoint here, as its `about.json` tells them; what is not so stays away.
+        """Fetch the files of one checkpoint that match its `about.json`; others are not fetched.
 
         Args:
             checkpoint: Its folder.
-            only: The one file that is wanted; None: all of them.
+            only: The one file to fetch; None: all of them.
 
         Raises:
             StorageError: the store does not answer or refuses the connection.
@@ -150,7 +152,7 @@ class Mirror:
             about = json.loads((checkpoint / ABOUT).read_bytes())
             sums = {name: digest for name, digest in about["sha256"].items() if name != ABOUT}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return  # whoever reads the checkpoint tells what is wrong with it
+            return  # whoever reads the checkpoint reports the damage
         for name, digest in sums.items():
             path = checkpoint / PurePosixPath(name).name
             if only not in (None, name) or _digest(path) == digest:
@@ -161,13 +163,14 @@ class Mirror:
         self._write_versions()
 
     def push(self, *, records: bool = True) -> bool:
-        """Bring to the store what changed here since the last time; tells whether there was anything.
+        """Send what changed here since the last time; returns whether there was anything.
 
-        First the weights of new checkpoints, then records, then what makes the checkpoints count, and the states of
-        runs at the end: nothing there ever tells of what is not there. Then what has gone here is removed there.
+        First come the weights of new checkpoints, then records, then what makes the checkpoints count, and last the
+        states of runs, so that no file in the store ever refers to one that is missing there. Then files that are gone
+        here are removed there.
 
         Args:
-            records: Also if no checkpoint is new.
+            records: Send records even if no checkpoint is new.
 
         Raises:
             StorageError: the store does not answer or refuses the connection; the next time goes on from there.
@@ -176,7 +179,8 @@ class Mirror:
         changed, gone = self._changed(present), self._gone(present)
         if not (any(map(is_about, changed)) or (records and (changed or gone))):
             return False
-        # Training goes on: what has gone by now, and what is told by now, goes with the checkpoints found after that.
+        # Training goes on meanwhile: first what is gone and what the records say, then the checkpoints, so that these
+        # are at least as new.
         told = self._read_ends(changed)
         present = self._present() | {name: about for name, (about, _) in told.items()}
         changed, gone = self._changed(present), [name for name in gone if name not in present]
@@ -185,7 +189,7 @@ class Mirror:
             complete = [name for name in abouts if self.send_weights(name)]
             waiting = {*abouts, *filter(tells_of_others, changed)} - {*complete}
             sent = {name for name in sorted({*changed} - waiting, key=place) if self._send(name)}
-            # else training was faster than the store: the next time, with newer ones
+            # else training has removed one meanwhile: next time, with newer ones
             if sent.issuperset(abouts):
                 for name in sorted(told, key=place):
                     self._write(name, *told[name])
@@ -195,7 +199,7 @@ class Mirror:
         return True
 
     def send_rest(self) -> None:
-        """Send what the last driver could not, if that was on this machine.
+        """Send what the last driver could not send, if it was on this machine.
 
         Raises:
             StorageError: the store does not answer or refuses the connection.
@@ -205,14 +209,14 @@ class Mirror:
                 pass
 
     def _keeps_own(self, name: str, present: dict[str, os.stat_result]) -> bool:
-        """Whether a file here is newer than the one in the store, which is another one than we knew."""
+        """Whether a file here is newer than the one in the store, if that is another version than we knew."""
         is_older = name not in present or self._is_unchanged(name, present)
         return not is_older and self._has_driven_last()
 
     def _has_driven_last(self) -> bool:
-        """Whether the last driver was on this machine; no process of it has the mirror in hand any more."""
+        """Whether the last driver was on this machine; its process no longer holds the mirror."""
         if self._drove_last is None:
-            # a driver that was killed may have sent it without knowing
+            # a killed driver may have sent it without noting that
             self._drove_last = False
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 token = json.loads(self.store.read(self.prefix + LEASE)[0])["token"]
@@ -220,9 +224,9 @@ class Mirror:
         return self._drove_last
 
     def send_weights(self, about: str) -> bool:
-        """Send the files of a checkpoint besides its `about.json`; tells whether it is still the same one then.
+        """Send the files of a checkpoint except `about.json`; returns whether it is still the same checkpoint then.
 
-        Those that are not here were sent by the machine that trains.
+        Files that are not here were sent by the machine that trains.
 
         Raises:
             StorageError: the store does not answer or refuses the connection.
@@ -239,17 +243,17 @@ class Mirror:
             return False
 
     def _read_ends(self, changed: list[str]) -> dict[str, tuple[os.stat_result, bytes]]:
-        """Those records that tell of others, read in the opposite order of sending: what they tell of is there then."""
+        """Records that refer to others, read in the reverse order of sending, so that what they refer to exists."""
         told = {}
         for name in sorted(filter(tells_of_others, changed), key=place, reverse=True):
             with contextlib.suppress(FileNotFoundError):
-                # of before the reading: what is written meanwhile counts as changed
+                # taken before reading, so that a file that is written meanwhile counts as changed
                 about = (self.folder / name).lstat()
                 told[name] = about, (self.folder / name).read_bytes()
         return told
 
     def _send(self, name: str) -> bool:
-        """Send a record, unless it has gone meanwhile, which it tells."""
+        """Send a record; returns False if it is gone meanwhile."""
         path = self.folder / name
         try:
             about, content = path.stat(), path.read_bytes()
@@ -263,7 +267,7 @@ class Mirror:
         self._versions[name] = Version(etag, about.st_size, about.st_mtime_ns)
 
     def _remove(self, gone: list[str]) -> None:
-        """Remove files there: of a checkpoint first what makes it count, then all that is left of it."""
+        """Remove files in the store; of a checkpoint first what makes it count, then the rest."""
         folders = [name.removesuffix(ABOUT) for name in gone if name.endswith(f"/{ABOUT}")]
         self.store.delete([self.prefix + name for name in gone])
         for folder in folders:
@@ -274,7 +278,7 @@ class Mirror:
                 del self._versions[name]
 
     def _fetch(self, name: str, *, digest: str | None = None) -> None:
-        """Bring a file here, in one atomic change."""
+        """Fetch a file, which replaces the one here atomically."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
@@ -293,7 +297,7 @@ class Mirror:
         return _files(self.folder)
 
     def _changed(self, present: dict[str, os.stat_result]) -> list[str]:
-        """Records that are other here than in the store."""
+        """Records that differ from those in the store."""
         return [
             name
             for name in present
@@ -301,7 +305,7 @@ class Mirror:
         ]
 
     def _gone(self, present: dict[str, os.stat_result]) -> list[str]:
-        """Records that were here and are in the store."""
+        """Records that are gone here, but still in the store."""
         return [
             name
             for name, version in self._versions.items()
@@ -321,12 +325,12 @@ class Mirror:
         return {}
 
     def _write_versions(self) -> None:
-        # It can be found out again, so nobody waits for the disk.
+        # It can be restored from the store, so we do not wait for the disk.
         write_atomic(self.folder / STATE, json.dumps(self._versions), durable=False)
 
 
 def _files(root: Path) -> dict[str, os.stat_result]:
-    """Files of a tree that are here and belong into the store, by name."""
+    """Name -> path of the files of a tree that belong in the store."""
     found = {}
     for folder, folders, names in os.walk(root):
         inside = Path(folder).relative_to(root)
@@ -335,7 +339,7 @@ def _files(root: Path) -> dict[str, os.stat_result]:
             path = inside / name
             with contextlib.suppress(FileNotFoundError):
                 about = (root / path).lstat()
-                # `last` and `best` are links, on which nothing depends
+                # without the links `last` and `best`, on which nothing depends
                 is_file = not (root / path).is_symlink()
                 if is_file and not is_local(path.as_posix()) and not _is_private(root / path):
                     found[path.as_posix()] = about
@@ -343,7 +347,7 @@ def _files(root: Path) -> dict[str, os.stat_result]:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether it tells of an MLflow that only this machine has."""
+    """Whether a file is about an MLflow that only this machine has."""
     if path.name != TRACKING:
         return False
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -353,26 +357,26 @@ def _is_private(path: Path) -> bool:
 
 
 def records_of(folder: Path) -> dict[str, os.stat_result]:
-    """Files of a run that travel, without those of checkpoints that are large, by their paths in its folder."""
+    """Path in the folder of a run -> the files that are sent, without large files of checkpoints."""
     return {name: about for name, about in _files(folder).items() if not is_weights(name)}
 
 
 def is_local(name: str) -> bool:
-    """Whether a file of a run, by its path in the run's or sweep's folder, never travels."""
+    """Whether a file of a run, by its path in the folder of the run or sweep, is never sent."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
     return hidden or path.name in LOCAL or not LOCAL_FOLDERS.isdisjoint(path.parts)
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file is one of the large ones of a checkpoint."""
+    """Whether a file is a large one of a checkpoint."""
     path = PurePosixPath(name)
     in_checkpoint = STEP.fullmatch(path.parent.name) or path.parent.name == "best"
     return bool(in_checkpoint) and path.name != ABOUT
 
 
 def place(name: str) -> tuple[int, int]:
-    """Where a record comes in the order of sending: those that others count on come first, deeper ones before."""
+    """Sorting key of records to send: those that others refer to come first, and deeper ones before."""
     path = PurePosixPath(name)
     ranks = {ABOUT: 1, JOURNAL: 2, STATUS: 3}
     return ranks.get(path.name, 0), -len(path.parts)
@@ -384,12 +388,12 @@ def is_about(name: str) -> bool:
 
 
 def tells_of_others(name: str) -> bool:
-    """Whether a record tells of checkpoints and trials, which have to be in the store before it."""
+    """Whether a record refers to checkpoints or trials, which have to be in the store before it."""
     return PurePosixPath(name).name in (JOURNAL, STATUS)
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """SHA-256 of a file; None if it does not exist."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -399,10 +403,10 @@ def _digest(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def in_hand(folder: Path) -> Iterator[Mirror]:
-    """The mirror of a run or sweep, which no other process of this machine has meanwhile.
+    """Hold the mirror of a run or sweep, so that no other process of this machine can.
 
     Raises:
-        BlockingIOError: another has it.
+        BlockingIOError: another process holds it.
     """
     make_folder(folder)
     with file_lock(folder / LOCK, wait=False):
@@ -410,11 +414,11 @@ def in_hand(folder: Path) -> Iterator[Mirror]:
 
 
 _looked: dict[Path, float] = {}
-"""When the store was last asked for what is below a folder."""
+"""Folder -> when its listing was last fetched."""
 
 
 def tree_of(path: Path) -> Path | None:
-    """The folder NAME/ID of the run or sweep that a path in a mirror belongs to; None elsewhere.
+    """The folder NAME/ID of the run or sweep that a path in a mirror belongs to; None outside of mirrors.
 
     A trial belongs to its sweep: the tree begins at the outermost folder with a status, here or in the store.
     """
@@ -425,7 +429,7 @@ def tree_of(path: Path) -> Path | None:
 
 
 def pull_tree(path: Path) -> None:
-    """Bring the records of the run or sweep around a path up to date; not where this machine drives it.
+    """Update the records of the run or sweep that a path belongs to, unless this machine drives it.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
@@ -439,7 +443,7 @@ def pull_tree(path: Path) -> None:
 
 
 def pull_below(parent: Path, start: str) -> None:
-    """Bring the folders of a mirror here whose names begin so, as far as they are in the store; nothing elsewhere.
+    """Fetch the folders of a mirror whose names begin with `name`; does nothing outside of mirrors.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
@@ -454,53 +458,53 @@ def pull_below(parent: Path, start: str) -> None:
 
 
 def bring(path: Path) -> None:
-    """Have what a run or one checkpoint is used for here, by its place in a mirror alone; nothing for other paths.
+    """Fetch what is needed to use a run or checkpoint, given its path in a mirror; does nothing for other paths.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
     """
     if address_of(path) is None:
         return
-    # one that this machine drives is here, and one that another process brings comes
+    # if it is held, this machine drives it, or another process fetches it
     with contextlib.suppress(BlockingIOError), in_hand(tree_of(path) or path) as mirror:
         mirror.pull()
     fetch_network(find_checkpoint(path).resolve())
 
 
 def fetch_network(checkpoint: Path) -> Path:
-    """Have the better network of a checkpoint on this machine, which is all that its use takes; gives its folder.
+    """Fetch the better network of a checkpoint, which is all that using it takes; returns the checkpoint's folder.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
     """
-    with contextlib.suppress(CheckpointError):  # whoever reads it tells
+    with contextlib.suppress(CheckpointError):  # whoever reads it reports the damage
         fetch_checkpoint(checkpoint, only=f"{better_network(load_about(checkpoint))}.safetensors")
     return checkpoint
 
 
 def fetch_checkpoint(checkpoint: Path, *, only: str | None = None) -> Path:
-    """Have the files of a checkpoint on this machine; gives its folder. Those outside of mirrors are there already.
+    """Fetch the files of a checkpoint; returns its folder. Those outside of mirrors need not be fetched.
 
     Args:
         checkpoint: Its folder.
-        only: The one file that is wanted; None: all of them.
+        only: The one file to fetch; None: all of them.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
     """
     tree = tree_of(checkpoint)
     if tree is not None and find_checkpoint_damage(checkpoint, only=only) is not None:
-        # A driver of this machine may have the mirror in hand; it does not change checkpoints that it published.
+        # A driver of this machine may hold the mirror; it does not change checkpoints that it has published.
         Mirror(tree).fetch_checkpoint(checkpoint.resolve(), only=only)
     return checkpoint
 
 
 def fetch_newest(checkpoints: Path, *, with_best: bool = False) -> None:
-    """Have the newest sound checkpoint of a run on this machine, to go on from; damaged ones are passed over.
+    """Fetch the newest sound checkpoint of a run, to go on from it; damaged ones are skipped.
 
     Args:
-        checkpoints: Their folder.
-        with_best: The best one too, for whoever has to know whether it is sound.
+        checkpoints: Folder of the run's checkpoints.
+        with_best: Fetch the best one too, so that it can be checked.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
@@ -517,7 +521,7 @@ def fetch_newest(checkpoints: Path, *, with_best: bool = False) -> None:
 
 
 def refresh(storage: Path, name: str | None = None) -> None:
-    """Bring the states of all runs of a storage up to date, or of those of one name; does nothing for a folder.
+    """Update the states of all runs in a storage, or of those of one name; does nothing outside of mirrors.
 
     Raises:
         StorageError: the store does not answer or refuses the connection.
@@ -537,7 +541,7 @@ def refresh(storage: Path, name: str | None = None) -> None:
     ]
 
     def pull(tree: Path) -> None:
-        # one that this machine drives is up to date
+        # a run that this machine drives is up to date
         with contextlib.suppress(BlockingIOError), in_hand(tree) as mirror:
             mirror.pull(only=STATUS)
 

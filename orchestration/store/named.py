@@ -1,4 +1,4 @@
-"""Files of a store that a command names by their address: fetched as those of a run are, and then files like others."""
+"""Files of a store that a command names by their address: fetched like those of a run, then used like other files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestration.store.places import address_of, storage_folder
 
 
 def fetch_named(annotations: Path, images: Path | None, tell: Tell) -> tuple[Path, Path | None]:
-    """An annotation file and the folder of its images as this machine has them; what is in a store is fetched.
+    """An annotation file and the folder of its images on this machine; what is in a store is fetched.
 
     Raises:
-        ConfigError: an address is none, or is that of a folder with labels; or nothing says where the images are.
+        ConfigError: an address is malformed or that of a folder with labels, or nothing says where the images are.
         DataError: an object is missing.
-        StorageError: the store refuses us, or has not answered for ten minutes.
+        StorageError: the store refuses access, or has not answered for ten minutes.
         ResourceError: the disk has no room, or `BOXSEG_DATA_GB` allows less.
     """
     file = _place(annotations, "annotations")
@@ -40,9 +40,10 @@ def fetch_named(annotations: Path, images: Path | None, tell: Tell) -> tuple[Pat
 
 
 def fetch_pictures(source: str, tell: Tell) -> list[str]:
-    """The files of this machine that a source means: of an address the object, or all images below it; else itself.
+    """The files of this machine that a source stands for: for an address the object, or all images below it; else
+    itself.
 
-    Of tar files it means the images that are in them.
+    A tar file stands for the images in it.
 
     Raises:
         ConfigError: there is neither an object of this name nor an image below it, or in its tar files.
@@ -73,7 +74,7 @@ def _is_image(name: str) -> bool:
 
 
 def _place(path: Path, setting: str) -> Path:
-    """The place of this machine for what was typed as a path; `s3://bucket` became `s3:/bucket`."""
+    """The path on this machine for what was typed as a path, where `s3://bucket` has become `s3:/bucket`."""
     scheme, *rest = path.parts or (".",)
     if scheme not in ("s3:", "gs:", "az:"):
         return path

@@ -1,7 +1,7 @@
-"""Which folder of this machine stands for a place in an object store, and the other way round.
+"""Which folder of this machine stands for an address in an object store, and the other way round.
 
-All code works in folders. A storage such as `s3://bucket/runs` has one on every machine, its mirror; whoever is given a
-path can tell from it alone whether it lies in a mirror, and of which store.
+All code works in folders. A storage such as `s3://bucket/runs` has one on every machine, its mirror; a path alone shows
+whether it lies in a mirror, and of which store.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from orchestration.secret_text import hide
 CACHE_VARIABLE = "BOXSEG_CACHE"
 """Environment variable with the folder for mirrors."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-"""Environment variables with the address of a server that speaks S3, the first that is set counts."""
+"""Environment variables with the address of an S3 server; the first one that is set counts."""
 _ADDRESS = re.compile(r"(s3|gs|az)://[\w.-]+(/[\w.=+-]+)*/?", re.ASCII)
 
 
 def storage_folder(address: str, setting: str = "storage") -> Path:
-    """The place of this machine that a setting names: a path itself, of `s3://…`, `gs://…` and `az://…` its mirror.
+    """The folder of this machine for a setting: a path itself, the mirror for `s3://…`, `gs://…` and `az://…`.
 
     Raises:
-        ConfigError: it is another kind of address, or has parts that keys of runs cannot have.
+        ConfigError: it is another kind of address, or has parts that keys of objects cannot have here.
     """
     if "://" not in address:
         return Path(address)
-    # parts of dots would lead out of the mirror
+    # parts such as `..` would lead out of the mirror
     dotted = any(set(part) == {"."} for part in address.split("/"))
     if _ADDRESS.fullmatch(address) is None or dotted:
         kept = "runs" if setting == "storage" else "data"
@@ -51,7 +51,7 @@ def address_of(path: Path) -> str | None:
 
 
 def shown(path: Path) -> str:
-    """A storage, or a place in one, as a user may name it: its address, or else its absolute path."""
+    """A storage, or a path in one, for messages: its address, or else its absolute path."""
     return named(path.absolute())
 
 
@@ -61,7 +61,7 @@ def named(path: Path) -> str:
 
 
 def moved(path: Path, home: Path) -> Path:
-    """Where a path of another machine is on this one: in our mirrors if it was in those of `home`, its `mirrors()`."""
+    """A path of another machine on this one: in our mirrors if it was in `home`, the `mirrors()` there."""
     if not path.is_relative_to(home):
         return path
     store, *key = path.relative_to(home).parts
@@ -69,16 +69,16 @@ def moved(path: Path, home: Path) -> Path:
 
 
 def endpoint() -> str | None:
-    """Address of the S3 server that the environment names; None: that of Amazon."""
+    """Address of the S3 server that the environment names; None: Amazon's."""
     return next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), None)
 
 
 def _store_name(scheme: str) -> str:
-    """Folder of a store: servers of S3 at other addresses have buckets of the same names."""
+    """Name of a store's folder: with the server, as S3 servers can have buckets of the same name."""
     server = endpoint() if scheme == "s3" else None
     if server is None:
         return scheme
-    # without its user, who would be a secret
+    # without a user name, which would be a secret
     parts = urlsplit(server)
     place = f"{parts.hostname}-{parts.port or parts.scheme}"
     return f"{scheme}-{re.sub(r'[^a-zA-Z0-9.-]', '_', place)}"
@@ -88,5 +88,5 @@ def mirrors() -> Path:
     """The folder for all mirrors of this machine."""
     usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     chosen = os.environ.get(CACHE_VARIABLE) or f"{usual}/boxseg"
-    # Resolved, as paths are compared with it that were.
+    # Resolved, because it is compared with resolved paths.
     return Path(chosen).expanduser().resolve() / "stores"

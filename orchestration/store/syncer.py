@@ -17,24 +17,24 @@ from orchestration.store.mirror import Mirror, in_hand
 from orchestration.store.places import address_of, shown
 
 LOOK_S = 2.0
-"""Time between two looks for new checkpoints [s]; looking asks the store for nothing."""
+"""Time between two looks for new checkpoints [s]; looking makes no request to the store."""
 RECORDS_S = 15.0
-"""Time between two looks for other changes [s], so that reports do not make more requests than this allows."""
+"""Time between two looks for other changes [s], which limits the number of requests for reports."""
 MOST_WAIT_S = 30.0
 """Longest pause before a store that did not answer is tried again [s]."""
 GIVE_UP_S = 900.0
 """How long the end of a run waits for its store [s], on any machine."""
 HURRY_S = 10.0
-"""The same where somebody wants an end at once [s]."""
+"""The same if somebody wants an end at once [s]."""
 
 logger = logging.getLogger("boxseg.store")
 
 
 class Syncer:
-    """Follows a tree from `start` to `close`, or for a `with` block, whose own error comes before others."""
+    """Sends the changes of a tree from `start` to `close`, or in a `with` block, whose own error has precedence."""
 
     def __init__(self, mirror: Mirror, lease: Lease | None) -> None:
-        """Nothing is sent yet; without a lease nobody else writes there anyway."""
+        """Sends nothing yet; `lease` is None if nobody else can write there."""
         self._lease = lease
         self._mirror = mirror
         self._closing, self._given_up = threading.Event(), threading.Event()
@@ -47,7 +47,7 @@ class Syncer:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            # who interrupts twice wants an end
+            # after a second interrupt, somebody wants an end at once
             self.close(give_up_s=HURRY_S if kind is KeyboardInterrupt else GIVE_UP_S)
         except StorageError as fault:
             if error is None:
@@ -56,14 +56,14 @@ class Syncer:
 
     @property
     def is_taken_over(self) -> bool:
-        """Whether another driver has the tree by now."""
+        """Whether another driver has taken over the tree."""
         return self._lease is not None and self._lease.is_lost
 
     def start(self) -> None:
-        """Send what is there, and begin to follow.
+        """Send everything, and begin to send changes.
 
         Raises:
-            StorageError: the store does not answer or refuses the connection, so nothing should begin.
+            StorageError: the store does not answer or refuses the connection, so that nothing should begin.
         """
         self._mirror.push()
         self._thread.start()
@@ -72,7 +72,7 @@ class Syncer:
         """Send what is left, and end.
 
         Raises:
-            StorageError: the store did not take everything in time, refuses us, or another driver took over.
+            StorageError: the store did not take everything in time or refuses access, or another driver took over.
         """
         self._closing.set()
         deadline = time.monotonic() + give_up_s
@@ -84,7 +84,7 @@ class Syncer:
                 say(
                     f"waiting for {shown(self._mirror.folder)} to take the rest{_because(self._fault)}"
                 )
-        self._given_up.set()  # by now others may have the mirror in hand
+        self._given_up.set()  # from now on others may hold the mirror
         if self._thread.is_alive() or self._fault is not None:
             raise StorageError(
                 f"{shown(self._mirror.folder)} does not have all files{_because(self._fault)}; they are complete in "
@@ -103,12 +103,12 @@ class Syncer:
             try:
                 busy = self._mirror.push(records=records)
                 self._fault, pause = None, LOOK_S
-            except Exception as error:  # whatever it is, nobody may take the run for sent
+            except Exception as error:  # whatever it is, the run must not count as sent
                 level = logging.WARNING if self._fault is None else logging.DEBUG
                 logger.log(level, "%s; training goes on, and what waits is sent later", error)
                 self._fault, busy = _storage_error(error), True
                 if closing and not isinstance(error, StoreAwayError):
-                    return  # it would refuse us again
+                    return  # it would refuse access again
                 pause = min(2 * pause, MOST_WAIT_S)
             else:
                 if records or busy:
@@ -140,9 +140,9 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def driven(folder: Path) -> Iterator[Syncer | None]:
-    """Drive a run or sweep of a store: nobody else does, its records are here, and what changes is sent.
+    """Drive a run or sweep in a store: keep others out, fetch its records, and send what changes.
 
-    Gives None for a folder that is in no mirror, where nothing of this is needed.
+    Yields None for a folder outside of mirrors, where none of this is needed.
 
     Raises:
         ConfigError: another process drives it.
