@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from boxseg.build import build_network
 from boxseg.errors import BoxSegError, ConfigError
 from boxseg.predict import Predictor
-from boxseg.predict.export import TOLERANCE, WRITERS, export_network, has_onnx
+from boxseg.predict.export import TOLERANCE, WRITERS, _difference, export_network, has_onnx
 from orchestration.cli.app import run
 
 PAGE = Path(__file__).parents[3] / "docs/deploy.md"
@@ -119,3 +120,31 @@ def test_onnx_equals_torch_and_the_program_of_the_page_runs(
     (expected,) = predictor(["street.jpg"])
     best = max(float(line.split()[1]) for line in lines)
     assert best == pytest.approx(float(expected.scores[0]), abs=0.02)
+
+
+def outputs(*, scores, boxes=None):
+    """Those of a network with a box and a mask of its own for each score."""
+    numbers = np.arange(len(scores), dtype=np.float32) if boxes is None else np.array(boxes)
+    masks = np.broadcast_to(numbers[:, None, None] / len(scores), (len(scores), 2, 2))
+    labels = np.zeros(len(scores), dtype=np.int64)
+    return [np.stack([numbers] * 4, axis=1), np.array(scores, np.float32), labels, masks]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "is_same"),
+    [
+        ([0, 1, 2, 3, 4], True),
+        ([0, 2, 1, 3, 4], True),  # the two of one score change places
+        ([0, 1, 2, 3, 9], True),  # the last one may be another of its score, which was cut off
+        ([1, 0, 2, 3, 4], False),
+        ([0, 1, 1, 3, 4], False),
+        ([0, 1, 2, 9, 4], False),
+        ([0, 1, 2, np.nan, 4], False),
+    ],
+)
+def test_detections_of_one_score_may_come_in_another_order(boxes, is_same):
+    scores = [0.9, 0.5, 0.5, 0.4, 0.3]
+    difference = _difference(
+        outputs(scores=scores), outputs(scores=scores, boxes=boxes), longer_side=10
+    )
+    assert (difference <= TOLERANCE) == is_same
