@@ -1,4 +1,4 @@
-"""Web proxies are for the world outside: what listens on this machine is asked directly."""
+"""Connections to this machine itself go past web proxies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passwords, keys and tokens in texts that runs keep: refused before a run starts, hidden wherever a text is told."""
+"""Passwords, keys and tokens in texts that runs keep: refused in settings, hidden in all that is written or printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT = (
     "MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD or ~/.pgpass for PostgreSQL; RAY_AUTH_TOKEN or "
     "RAY_AUTH_TOKEN_PATH for a cluster"
 )
-"""The way out for a setting that holds a secret."""
+"""Advice for a setting that holds a secret."""
 HIDDEN = "***"
 
 _FROM_ENVIRONMENT = r"\$\{\w+\}(?:[&;#\s'\"]|$)"
@@ -95,7 +95,7 @@ def _hide_in_address(address: str) -> str:
     scheme = address.partition("://")[0]
     shown = re.sub(_USER, f"{scheme}://{HIDDEN}@", re.sub(_PASSWORD, _without_user, address))
     shown = re.sub(_OPTION, lambda match: match[0].removesuffix(match["value"]) + HIDDEN, shown)
-    # Where something in it still looks like a secret, nothing but the scheme is shown.
+    # If something in it still looks like a secret, only the scheme is shown.
     if find_secret(shown.replace(f"{HIDDEN}@", "").replace(HIDDEN, "")) is not None:
         return f"{scheme}://{HIDDEN}"
     return shown

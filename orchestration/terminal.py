@@ -29,7 +29,7 @@ STAND_INS = {"★": "*", "…": ".", "±": "~", "–": "-", "→": ">", "·": ".
 
 
 def stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is written where an encoding has no such letter: one like it, or else its code, as in `\\u4e2d`."""
+    """What replaces letters that an encoding lacks: similar ones, or else their code, as in `\\u4e2d`."""
     if isinstance(error, UnicodeEncodeError):
         letter = error.object[error.start]
         if letter in STAND_INS:
@@ -70,7 +70,7 @@ def leave_gone_terminal() -> None:
                 termios.tcgetattr(number)
             except termios.error as error:  # another one: a file or a pipe
                 if error.args[0] == errno.EIO:
-                    # Under the same number, so that whoever has the stream already prints nowhere too.
+                    # Under the same number, so that code which holds the stream already prints nowhere too.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 

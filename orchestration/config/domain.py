@@ -21,7 +21,7 @@ from boxseg.config.method import Config
 
 Number = TypeVar("Number", int, float)
 MAX_STEPS = 10_000
-"""A range of more steps is as good as one without."""
+"""A range of more steps is refused: it is as good as one without steps."""
 
 
 def _ascending(ends: tuple[Number, Number]) -> tuple[Number, Number]:
@@ -62,7 +62,7 @@ def _listed(when: Any) -> Any:
 
 
 class Conditional(Config):
-    """What may vary under conditions alone."""
+    """A domain that can depend on other settings."""
 
     when: Annotated[
         dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_listed)
@@ -151,7 +151,7 @@ class Together(Conditional):
 
 
 def domain_kind(value: Any) -> str | None:
-    """`uniform`, `choice` and so on, or whatever one key stands there; None for anything else."""
+    """`uniform`, `choice` and so on, or the only key that stands there; None for anything else."""
     names: list[str] = []
     if isinstance(value, Config):
         names = list(type(value).model_fields)
@@ -162,7 +162,7 @@ def domain_kind(value: Any) -> str | None:
 
 
 AnyDomain = Uniform | LogUniform | QUniform | RandInt | LogRandInt | QRandInt | Choice | Together
-# with tags, pydantic tells what is wrong with one kind, and not with all eight
+# with tags, pydantic explains the kind that was meant, and not all eight
 Domain = Annotated[
     Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("loguniform")]
@@ -183,7 +183,7 @@ Domain = Annotated[
 
 
 def values_of(domain: AnyDomain) -> list[Any] | range | None:
-    """All values of a domain; None for real numbers, of which there is no end."""
+    """All values of a domain; None for real numbers."""
     match domain:
         case Choice(choice=values) | Together(together=values):
             return values
@@ -236,7 +236,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def corners(domain: AnyDomain) -> list[Any]:
-    """All choices; else both ends, the second value of steps, and of real numbers one in between that is not whole."""
+    """All choices; of a range both ends, the second value if it has steps, else one between that is not whole."""
     values = values_of(domain)
     if values is None:
         low, high = ends_of(domain)

@@ -1,4 +1,4 @@
-"""What settings exist, and clear sentences about those that were written wrongly."""
+"""Which settings exist, and clear sentences about those that were written wrongly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def group_of(field: FieldInfo | None) -> type[Config] | None:
 def unknown_setting(name: str, model: type[Config]) -> str:
     """`qam.k_topp is not a setting; did you mean qam.k_top?`, or the names there are."""
     known = list(setting_names(model))
-    # reversed, so that of names that end alike the first one stays
+    # reversed, so that the first of names with the same ending stays
     by_last_part = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
     # a name written wrongly, or else a right one in another group
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75) or [
@@ -68,11 +68,11 @@ def unknown_setting(name: str, model: type[Config]) -> str:
 
 
 def explain(error: ValidationError, source: Source, model: type[Config]) -> ConfigError:
-    """One line for each wrong setting: where it stands, what it is, the rule, the way out."""
+    """One line for each wrong setting: where it stands, its value, the rule, and what to do."""
     faults: dict[KeyPath, list[Any]] = {}
     for item in error.errors():
         faults.setdefault(_key_path(item, source.values), []).append(item)
-    # a fault inside of a group says more than that the group is wrong
+    # a fault inside a group says more than one about the group
     groups = {path[:length] for path in faults for length in range(len(path))}
     deepest = [path for path in faults if path not in groups]
     order = {path: number for number, path in enumerate(source.places)}
@@ -125,7 +125,7 @@ def _sentence(path: KeyPath, items: list[Any], source: Source, model: type[Confi
 
 
 def _rule_sentence(path: KeyPath, text: str, source: Source) -> str:
-    """A validator's own sentence, placed where the settings that it names were written."""
+    """A validator's own sentence, with the places where the settings that it names were written."""
     places = []
     for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", text):
         named = path + tuple(word.split("."))
@@ -149,7 +149,7 @@ _KINDS = {
     "dict": "a mapping",
     "too_short": "a list with at least 1 value",
 }
-"""How the names of pydantic's faults begin -> what would be right."""
+"""Prefix of pydantic's name for a fault -> what would be right."""
 
 
 def _rule(item: Any, field: FieldInfo | None) -> str:

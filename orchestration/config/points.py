@@ -47,7 +47,7 @@ def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
                 f"{place}: is the same as point {points.index(point)}; leave one of them out"
             )
         points.append(point)
-    # points that somebody wrote down go before where there is no room for both
+    # if there is no room for both, points that somebody wrote down go first
     has_room = len(points) < num_settings and sweep.search != "grid"
     own = applying(sweep.space, own)
     if sweep.own_first and has_room and is_setting_of(sweep.space, own):
@@ -78,7 +78,7 @@ def _whole_point(
 
 
 def own_values(spec: SweepSpec, names: Iterable[str]) -> dict[str, Any]:
-    """What settings are where no trial changes them."""
+    """The values of settings that no trial changes."""
     values = {}
     for name in names:
         value = functools.reduce(getattr, name.split("."), spec)

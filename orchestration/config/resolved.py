@@ -1,4 +1,4 @@
-"""All settings of a run or sweep as its `config.yaml` has them: written, read back, and by dotted name."""
+"""The `config.yaml` of a run or sweep, with all of its settings: written, read back, listed by dotted name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _plain_values(spec: RunSpec) -> dict[str, Any]:
 
 
 COPY_BACK = "put a copy back (MLflow keeps one as an artifact of the run), or start a new run"
-"""The way out where a run's settings cannot be read."""
+"""Advice where a run's settings cannot be read."""
 
 
 class _Dumper(DUMPER):
@@ -120,7 +120,7 @@ def read_resolved(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: is missing; {COPY_BACK}") from error
     except (OSError, ValueError) as error:
-        # that word is for faults of ours
+        # ConfigError would say "unexpected", the word for our own faults
         reason = " ".join(reason_of(error).replace("unexpected ", "").split())
         raise ConfigError(f"{path}: is damaged: {reason:.200}; {COPY_BACK}") from error
 

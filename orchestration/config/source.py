@@ -34,15 +34,15 @@ STATE_DICTS = (".safetensors", ".pt", ".pth")
 MERGE = "<<"
 """YAML's key for taking over the settings of another group of the file."""
 MAX_BYTES = 2**18
-"""Experiment files have a few thousand; PyYAML takes seconds for so many."""
+"""Largest experiment file [bytes]: usual ones have a few thousand, and PyYAML takes seconds for this."""
 MAX_DEPTH = 30
-"""Groups within groups; settings have four."""
+"""Most groups within groups; the settings have four."""
 MAX_VALUES = 50_000
-"""Values of a file with its aliases written out: a few lines of aliases can stand for more than memory holds."""
+"""Most values of a file, aliases written out: a few lines of them can stand for more than memory holds."""
 MAX_DIGITS = 18
-"""Of a whole number, so that it fits in 64 bits."""
+"""Most digits of a whole number, so that it fits in 64 bits."""
 MAX_TEXT = 4096
-"""Characters of a setting or its name; paths have no more."""
+"""Most characters of a setting or its name; paths have no more."""
 SHOWN = 10
 """Most files that a message names."""
 
@@ -136,7 +136,7 @@ def override(source: Source, text: str) -> Source:
 
 
 def _check_nothing_is_dropped(values: dict[str, Any], path: KeyPath, group: Any) -> None:
-    """Refuse a group for a `--set` that has not all settings which the file gives there; a space may be another one."""
+    """Refuse a `--set` of a group that lacks settings which the file gives there; a space may be replaced."""
     if path[:2] == ("sweep", "space"):
         return
     before: Any = values
@@ -182,7 +182,7 @@ def _parse(
         context, problem = getattr(error, "context", None), getattr(error, "problem", None)
         reason = ", ".join(part for part in (context, problem) if part)
         reason = reason or str(error).splitlines()[0]
-        # what is unexpected in our messages is a fault of ours
+        # in our messages, "unexpected" would mean a fault of boxseg
         reason = reason.replace("unexpected ", "")
         place = _place(name, mark.line + 1) if mark else name
         hint = "check indentation, colons, quotes and brackets there"

@@ -1,7 +1,7 @@
 """The space of a sweep: which settings its domains give together, under their conditions.
 
-A setting of a space is a mapping of names to values. It has those names alone that apply: where a domain's condition
-does not hold, what it would vary stays as in the file.
+A setting of a space is a mapping of names to values. It has only the names that apply: where a domain's
+condition does not hold, what it would vary stays as in the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestration.config.explain import as_yaml
 Space = dict[str, AnyDomain]
 """Name -> domain: that of a setting, or a free name for settings that move together."""
 MOST_SAMPLES = 128
-"""Settings that stand for a space, besides its corners."""
+"""How many settings stand for a space, besides its corners."""
 
 
 def names_in(space: Space) -> list[str]:
@@ -66,7 +66,7 @@ def conditions_of(domain: AnyDomain) -> str:
 
 
 def draw(space: Space, pick: Callable[[str, AnyDomain], Any]) -> dict[str, Any]:
-    """The setting by what `pick` gives for each line that applies, by its name and domain."""
+    """The setting in which each line that applies has what `pick` gives for its name and domain."""
     values: dict[str, Any] = {}
     for entry, domain in space.items():
         if applies(domain, values):
@@ -75,7 +75,7 @@ def draw(space: Space, pick: Callable[[str, AnyDomain], Any]) -> dict[str, Any]:
 
 
 def value_in(values: dict[str, Any], entry: str, domain: AnyDomain) -> Any:
-    """What some values have for one line of a space, the inverse of `given_by`.
+    """The value of one line of a space, from setting name -> value: the inverse of `given_by`.
 
     Raises:
         KeyError: they have none.
@@ -86,7 +86,7 @@ def value_in(values: dict[str, Any], entry: str, domain: AnyDomain) -> Any:
 
 
 def applying(space: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of the values that apply with one another.
+    """The values that apply, given the others.
 
     Raises:
         KeyError: a setting that applies has no value.
@@ -148,7 +148,7 @@ def _settings_of(
 
 
 def count_settings(space: Space) -> int | None:
-    """How many different settings a space has; None where there is no end of them, or nothing varies."""
+    """How many different settings a space has; None if they are endless, or nothing varies."""
     watched = {name for domain in space.values() for name in domain.when}
     count = _count(list(space.items()), {}, watched)
     return int(count) if space and count < math.inf else None
@@ -166,7 +166,7 @@ def _count(
     if options is None:
         return math.inf
     if watched.isdisjoint(names_of(entry, domain)):
-        # whichever it is, what follows is the same
+        # whichever value it is, the lines below apply alike
         return len(options) * _count(others, values, watched)
     return sum(
         _count(others, values | given_by(entry, domain, value), watched) for value in options
@@ -187,7 +187,7 @@ def samples(space: Space) -> Iterator[dict[str, Any]]:
     for entry, domain in space.items():
         for value in ends[entry] if domain.when else ():
             yield _setting(space, first | picks_for(space, entry) | {entry: value})
-    # always the same, so that a file is refused each time or never
+    # a fixed seed, so that a file is refused each time or never
     draw = random.Random(0)
     for _ in range(MOST_SAMPLES):
         yield _setting(space, {name: draw.choice(end) for name, end in ends.items()})

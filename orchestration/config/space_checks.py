@@ -16,7 +16,7 @@ from orchestration.config.space import (
 )
 
 _FIXED = ("name", "storage", "resources", "tracking", "notify", "train.seed")
-"""What no trial may change: all trials share it, or the sweep sets it itself."""
+"""Settings that no trial may change: all trials share them, or the sweep sets them itself."""
 
 
 def check_names(space: Space, places: dict[str, str], model: type[Config]) -> None:
@@ -28,7 +28,7 @@ def check_names(space: Space, places: dict[str, str], model: type[Config]) -> No
         model: Settings of a run.
 
     Raises:
-        ConfigError: names the place, the value, the rule and the way out.
+        ConfigError: names the place, the value, the rule and what to do.
     """
     varied: set[str] = set()
     for entry, domain in space.items():

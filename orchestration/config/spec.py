@@ -55,7 +55,7 @@ NEEDS_NO_MASKS: tuple[str, ...] = ("val/box_ap", "health/mask_fill", "health/box
 
 
 def _refuse_secret(value: str | None) -> str | None:
-    """For settings that are made in code: those of files and `--set` are refused as they are read."""
+    """Refuse secrets in settings that are made in code; files and `--set` are checked as they are read."""
     if value is not None and (secret := find_secret(value)):
         raise ValueError(f"{secret}; {ENVIRONMENT}")
     return value
@@ -67,13 +67,13 @@ class ResourcesConfig(Config):
     workers: int = Field(1, ge=1)
     """Training processes; each takes an equal share of the batch."""
     min_workers: int | None = Field(None, ge=1)
-    """With how many of them a run or trial goes on while there is no place for all; null: with no fewer."""
+    """A run or trial goes on with this many of them while there is no place for all; null: only with all."""
     cpus_per_worker: float = Field(1, gt=0)
     """CPU cores per worker; also its number of torch threads."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs per worker."""
     price_per_gpu_hour: float | None = Field(None, gt=0)
-    """What a GPU costs in an hour, in any currency; plans and reports of sweeps then tell prices."""
+    """What a GPU costs in an hour, in any currency; plans and reports of sweeps then show prices."""
     runner: Runner = "auto"
     """ray_train: Ray Train workers; inline: the loop runs in the process that asks for it, the command itself for
     `train`, which then needs no Ray, a reused Tune actor for a trial; auto: inline for one worker on the CPU cores of
@@ -104,7 +104,7 @@ class ResourcesConfig(Config):
         return self.workers * self.gpus_per_worker
 
     def price_of(self, gpu_h: float) -> float | None:
-        """What so many GPU hours cost; None where no price is known."""
+        """What these GPU hours cost; None where no price is known."""
         return None if self.price_per_gpu_hour is None else gpu_h * self.price_per_gpu_hour
 
     @property
@@ -120,11 +120,11 @@ NOT_OFFERED = {
     "that no experiment file can say (docs/sweeps.md has the numbers); use trial_scheduler: asha, hyperband or median",
     "nsga2": "it breeds generations of tens of trials; search: tpe looks for the front of several metrics with fewer",
 }
-"""Ways to search that people may look for, and why they are not there."""
+"""Searches and schedulers that people may look for, and why boxseg does not offer them."""
 
 
 MAX_TRIALS = 1_000_000
-"""A hundred times what sweeps were measured with."""
+"""Most trials of a sweep: a hundred times what was measured."""
 
 
 class SweepConfig(Config):
@@ -147,11 +147,11 @@ class SweepConfig(Config):
     burn_in: float = Field(0.25, gt=0, le=1)
     """Share of `train.steps` before which no trial is stopped."""
     reduction: float = Field(3, gt=1)
-    """ASHA and HyperBand keep about one in so many trials at each rung."""
+    """ASHA and HyperBand keep about one in this many trials at each rung."""
     time_budget_h: float | None = Field(None, gt=0)
     """Hours after which no further setting begins; those that run go on to their end. Each command counts anew."""
     patience: int | None = Field(None, ge=1)
-    """No further setting begins once so many in a row were no better than the best one; null: all run. Each command
+    """No further setting begins once this many in a row were no better than the best one; null: all run. Each command
     counts anew."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at the same time; null: as many as the resources hold."""
@@ -434,7 +434,7 @@ def _build_spec(model: type[Spec], source: Source) -> Spec:
 
 def _build_trial(spec: SweepSpec, values: dict[str, Any], places: dict[str, str]) -> RunSpec:
     """The run with `values` in place; faults in them are named by `places` (setting name -> where it is varied)."""
-    # a trial's end is told nobody, and its process need not know an address
+    # no notification is sent for a trial, so its process needs no address
     sparse = _without(spec._sparse, "sweep", "notify")
     for name, value in values.items():
         # searches draw numbers of numpy, which YAML and JSON do not know

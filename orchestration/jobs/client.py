@@ -54,7 +54,7 @@ class Job:
 
     @property
     def mirrored(self) -> int:
-        """Exit code of a command that waited: the job's own, or that of an interruption if the job was stopped."""
+        """Exit code for a command that waited for the job: the job's own, or INTERRUPTED if it was stopped."""
         if self.status == "STOPPED":
             return ExitCode.INTERRUPTED
         if self.status == "SUCCEEDED":
@@ -66,12 +66,13 @@ class Cluster:
     """A Ray cluster that takes jobs.
 
     Args:
-        address: `http(s)://HOST:PORT` of its dashboard; null: RAY_ADDRESS, else port 8265 of this machine.
-        insecure: Accept a cluster elsewhere that lets everybody in.
+        address: `http(s)://HOST:PORT` of its dashboard; None: RAY_ADDRESS, else port 8265 of this machine.
+        insecure: Accept a cluster on another machine that asks for no token.
 
     Raises:
         ConfigError: the address is not that of a dashboard.
-        ResourceError: the cluster does not answer, or refuses us, or is elsewhere and there is no token for it.
+        ResourceError: the cluster does not answer or refuses the connection, or it is on another machine and no token
+                is set.
     """
 
     def __init__(self, address: str | None = None, *, insecure: bool = False) -> None:
@@ -82,7 +83,7 @@ class Cluster:
         self._client = _make_client(self.address)
 
     def check_job_storage(self, storage: Path, uploaded: Path) -> None:
-        """Refuse a storage inside of the uploaded folder, unless the cluster is this machine.
+        """Refuse a storage inside the uploaded folder, unless the cluster is this machine.
 
         Raises:
             ConfigError: names the storage and the way out.
@@ -125,7 +126,7 @@ class Cluster:
         }
         deadline = time.monotonic() + PATIENCE_S
         with scratch_folder("upload") as scratch, _resource_errors(self.address):
-            # of a folder Ray would leave out what .gitignore and .rayignore name
+            # given a folder, Ray would leave out what .gitignore and .rayignore name
             archive = scratch / "files.zip"
             upload.pack(archive)
             while True:
@@ -138,7 +139,7 @@ class Cluster:
                     )
                     return id
                 except RuntimeError as error:
-                    # where a cluster has only just started no agent takes jobs yet
+                    # just after a cluster has started, no agent takes jobs yet
                     if "No available agent" not in str(error) or time.monotonic() > deadline:
                         raise
                 time.sleep(POLL_S)
@@ -202,7 +203,7 @@ class Cluster:
         """Ask a job to save its state and end; waits for that.
 
         Raises:
-            ResourceError: it still runs after the time in which Ray should have killed it.
+            ResourceError: it still runs although Ray should have killed it by now.
         """
         with _resource_errors(self.address):
             self._client.stop_job(id)
@@ -232,7 +233,7 @@ class Cluster:
 
 
 def find_ids(ids: Collection[str], start: str) -> list[str]:
-    """The ids that begin so; a whole id means that one alone, even if others begin with it."""
+    """The ids that begin with `start`; a whole id means that one alone, even if others begin with it."""
     return [start] if start in ids else [id for id in ids if id.startswith(start)]
 
 
@@ -250,7 +251,7 @@ def _dashboard_address(address: str) -> str:
 
 
 def _check_access(address: str, token: str | None) -> None:
-    """Ask the dashboard for its version: Ray's own client would wait for minutes, and tell less."""
+    """Ask the dashboard for its version: Ray's own client would wait for minutes, and say less."""
     parts = urlsplit(address)
     is_secure = parts.scheme == "https"
     connection_type = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
@@ -282,7 +283,7 @@ def _make_client(address: str) -> JobSubmissionClient:
     from ray.dashboard.modules.job import sdk
 
     for module in (dashboard_sdk, sdk):
-        # they tell of each upload and each lost connection, as we do ourselves
+        # they log each upload and each lost connection, which boxseg reports itself
         module.logger.setLevel(logging.ERROR)
     with _resource_errors(address):
         return sdk.JobSubmissionClient(address)
@@ -302,13 +303,13 @@ def _resource_errors(address: str) -> Iterator[None]:
 
 def _job(details: Any) -> Job:
     about = details.metadata or {}
-    # an enum or a text, by Ray's version
+    # an enum or a text, depending on Ray's version
     status = getattr(details.status, "value", details.status)
     return Job(
         id=details.submission_id,
         status=str(status),
         command=about.get("command", details.entrypoint),
-        # Ray's are milliseconds
+        # Ray counts milliseconds
         started=details.start_time and details.start_time / 1000,
         ended=details.end_time and details.end_time / 1000,
         exit_code=details.driver_exit_code,

@@ -36,14 +36,14 @@ def main(place: Path | str, arguments: list[str]) -> int:
         with _sent(folder):
             code = _run(folder, arguments)
     except StorageError as error:
-        # it did not take what is kept of the job; what became of its run the command has told
+        # only the job's own files were not sent; the command has reported on its run
         sys.stderr.write(f"boxseg: {error}\n")
     return code
 
 
 @contextlib.contextmanager
 def _sent(folder: Path) -> Iterator[None]:
-    """Send what the job writes into its folder, where that is one of a store.
+    """Send what the job writes into its folder, if that is one of a store.
 
     Raises:
         StorageError: the store does not answer or refuses the connection; or it did not take the end.
@@ -71,7 +71,7 @@ def _run(folder: Path, arguments: list[str]) -> int:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,  # one stream, so that its lines keep their order
-            bufsize=0,  # read() gives what there is, and does not wait for 64 KiB
+            bufsize=0,  # read() returns what there is, and does not wait for 64 KiB
         )
         assert process.stdout is not None
         while chunk := process.stdout.read(65536):

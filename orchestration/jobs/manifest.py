@@ -22,7 +22,7 @@ HEALTH_PORT = 52365
 QUEUE = "kueue.x-k8s.io/queue-name"
 """Label by which Kueue takes a job or a cluster into a queue."""
 IDLE_S = 120
-"""After how long without work a node is given back, down to the fewest [s]."""
+"""A node without work is given back after this time [s], as long as more than `count` are left."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Nodes:
 
     image: str
     count: int
-    """Worker nodes from the beginning on, and the fewest that there are later."""
+    """Worker nodes at the start, and the fewest later."""
     most: int
-    """How many there are while trials wait for a place."""
+    """The most worker nodes, reached while trials wait for a place."""
     cpus: int
     """CPU cores of each node."""
     gpus: int
     memory: str
     """Memory of each node as Kubernetes writes it, as in 16Gi."""
     claim: str | None
-    """Persistent volume claim that every node can mount (ReadWriteMany); null: no volume."""
+    """Persistent volume claim that every node can mount (ReadWriteMany); None: no volume."""
 
     @property
     def grows(self) -> bool:
@@ -49,7 +49,7 @@ class Nodes:
 
 
 def check_nodes(nodes: Nodes, site: Site, run: ResourcesConfig | None) -> None:
-    """Refuse a cluster that what is to run there would never start on, or would not use.
+    """Refuse a cluster on which the run would never start, or which it would not use.
 
     Args:
         nodes: The cluster.
@@ -116,8 +116,8 @@ def make_job(
         nodes: The job's cluster.
         site: What the Kubernetes cluster asks of all that runs there.
         storage: Where its runs are kept: a folder that all nodes see, or the address of an object store.
-        retries: How often the job begins again, on a new cluster, when it ended by a fault; it then goes on with what
-            it has saved.
+        retries: How often a job that failed is started again, on a new cluster; it then goes on from what it has
+            saved.
     """
     name = _dns_name(name)
     mounted = Path("/experiment") / experiment.name
@@ -162,7 +162,7 @@ def to_yaml(documents: list[dict[str, Any]]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes texts of several lines as they are, and parts that are used twice in full."""
+    """Writes texts of several lines as blocks, and values that are used twice in full."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -276,7 +276,7 @@ def _pod(
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
-            # Ray gives its workers 15: beside other work they starve
+            # Ray runs its workers at niceness 15, where they starve beside other work
             {"name": "RAY_worker_niceness", "value": "0"},
         ],
         **more,

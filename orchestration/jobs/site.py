@@ -1,4 +1,4 @@
-"""What the owners of a Kubernetes cluster ask of whatever runs there: one file per site, written once."""
+"""What the owners of a Kubernetes cluster require of everything that runs there: one file per site."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def pod_settings(site: Site) -> dict[str, Any]:
 
 
 def worker_settings(site: Site) -> dict[str, Any]:
-    """What pods of workers have besides."""
+    """What pods of workers have in addition."""
     settings: dict[str, Any] = {}
     if site.node_selector:
         settings["nodeSelector"] = site.node_selector

@@ -1,4 +1,4 @@
-"""What a job takes along: the files of a folder that git tracks, without secrets and within a limit."""
+"""What is uploaded with a job: the files of a folder that git tracks, without secrets and within a limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Upload:
     sizes: dict[Path, int]
     """File, relative to the root -> bytes."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Name of what cannot go along -> why."""
+    """Name of a file that is left out -> why."""
 
     @property
     def total(self) -> int:
@@ -54,10 +54,10 @@ class Upload:
 
 
 def find_files(root: Path, *, tracked_only: bool = True) -> Upload:
-    """The files that would go along.
+    """The files that would be uploaded.
 
     Args:
-        tracked_only: Refuse a folder where git tracks nothing; false: take every file there, but nothing of git's own.
+        tracked_only: Refuse a folder where git tracks nothing; False: take every file there except git's own.
 
     Raises:
         ConfigError: no such folder, git does not know it or does not trust its owner, it holds nothing, or a link leads
@@ -107,7 +107,7 @@ def _refuse_links_out(root: Path, names: list[Path]) -> None:
 
 
 def _below_links(root: Path, names: list[Path]) -> list[Path]:
-    """What links to folders show of `names`, under the names that it has there: an archive holds no such links."""
+    """`names` as they are seen through links to folders, since an archive holds no such links."""
     shown = []
     for link in names:
         if not (root / link).is_symlink() or not (root / link).is_dir():
@@ -127,11 +127,11 @@ def check_upload(
     Args:
         upload: The files.
         limit: Most bytes in all.
-        allowed: Files that may go along although they look like secrets.
+        allowed: Files that may be uploaded although they look like secrets.
         token: The cluster's token, which no file may hold, allowed or not.
 
     Raises:
-        ConfigError: names the files and the way out.
+        ConfigError: names the files and what to do.
     """
     refused = {}
     for name in upload.sizes:

@@ -37,7 +37,7 @@ MAX_TICKS = 8
 NOT_APPLYING = -0.12
 """Height of a trial on the axis of a setting that does not apply to it; values stand from 0 to 1."""
 LEGEND_LETTERS = 34
-"""Two columns of so many fit below the curves."""
+"""Letters in a line of the legend, of which two stand side by side below the curves."""
 
 STYLE: Any = {
     "font.size": 11,

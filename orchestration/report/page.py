@@ -32,7 +32,7 @@ logger = logging.getLogger("boxseg.report")
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a sweep as far as it has come, to `output` or its own folder; gives the path of the page.
+    """Write the report of a sweep, finished or not, to `output` or its own folder; gives the path of the page.
 
     Raises:
         ConfigError: the folder is not one of a sweep.
@@ -74,7 +74,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def try_report(folder: Path) -> Path | None:
-    """`write_report` where nobody asked for it: a fault is logged and otherwise changes nothing."""
+    """`write_report` for a report that was not asked for: a fault is logged, not raised."""
     try:
         return write_report(folder)
     except Exception as error:

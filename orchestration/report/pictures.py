@@ -1,4 +1,4 @@
-"""The pictures of a sweep's report: which there are of a sweep, and what they say to those who do not see them."""
+"""The pictures of a sweep's report, with texts for readers who cannot see them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ReportPicture:
 def draw_all(
     record: SweepRecord, study: ImportanceStudy, standings: Sequence[Standing], output: Path
 ) -> dict[str, dict[str, ReportPicture]]:
-    """All pictures of a report by group and name, files in `output` too; those that cannot be drawn are left out.
+    """Draw all pictures of a report into `output`; gives them by group and name, without those that failed.
 
     `charts` may have `curves`, `parallel` and `importance`; `fronts` are the metric against each
     other one, `panels` what the best and the median trial see.
@@ -65,7 +65,7 @@ def _draw(
 ) -> dict[str, ReportPicture]:
     pictures = {}
     for name, draw, alt in plans:
-        # tells of a fault and goes on behind the block
+        # logs a fault and goes on after the block
         with drawing(output / f"{name}.png") as path:
             picture = ReportPicture(name, draw(), alt, scale)
             write_atomic(path, picture.png)

@@ -113,7 +113,7 @@ class Importance:
 
     name: str
     share: float
-    """Share of the metric's variance that goes with the setting, alone or together with others: median."""
+    """Share of the metric's variance that is due to the setting, alone or with others: median."""
     low: float
     """5 % of the resamples are below."""
     high: float
@@ -156,7 +156,7 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
     step = common_step(curves)
     targets: dict[str, float] = {}
     for trial, curve in curves.items():
-        # as trials are judged everywhere: by their best evaluation so far
+        # as everywhere, trials are judged by their best evaluation so far
         score = table.criterion.best(value for at, value in curve if at <= step)
         if score is not None and step in dict(curve):
             targets[trial] = score
@@ -225,7 +225,7 @@ def _resample(
     groups: list[list[int]],
     random: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares of the variance: that go with each setting (resamples, settings), and that are explained (resamples,)."""
+    """Shares of variance: due to each setting (resamples, settings), and explained in all (resamples,)."""
     # takes a while to load
     from sklearn.ensemble import RandomForestRegressor
 

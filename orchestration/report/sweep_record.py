@@ -1,4 +1,4 @@
-"""What a report tells of: a sweep as its folders have it now, finished or not, and what it took."""
+"""The content of a report: a sweep as its folders have it now, finished or not, and what it cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestration.report.stats import Curves
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A sweep as its folders tell it now, finished or not."""
+    """A sweep as its folders have it now, finished or not."""
 
     spec: SweepSpec
     status: RunStatus
@@ -77,7 +77,7 @@ def read_sweep(folder: Path) -> SweepRecord:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the trials that ended took."""
+    """What the trials that ended cost."""
 
     sweep_s: float
     """From the start of the sweep to its end, or to now [s]."""
@@ -88,13 +88,13 @@ class Cost:
     price: float | None
     """What the GPU hours cost; None without `resources.price_per_gpu_hour`."""
     best_price: float | None
-    """The same of the best trial."""
+    """What those of the best trial cost."""
     trials: int
     """Trials that have ended."""
     steps: int
     """Updates done by all trials."""
     steps_planned: int
-    """Updates had every trial that was begun run to its end."""
+    """Updates if every trial that was begun had run to its end."""
 
 
 def cost_of(record: SweepRecord) -> Cost:

@@ -30,7 +30,7 @@ CURVES = {
     "pseudo masks": ("qam/",),
     COUNTS: ("qam/candidates",),
 }
-"""Title -> how the names of the metrics begin that are drawn together; counts are not drawn with shares."""
+"""Title of a plot -> prefixes of the metrics in it; counts and shares have plots of their own."""
 CURVES_PICTURE = "evaluation/learning_curves.png"
 
 logger = logging.getLogger("boxseg.tracking")
@@ -96,9 +96,9 @@ def learning_curves(folder: RunFolder) -> Figure | None:
 
 
 def copy_checkpoint(copy: RunCopy, checkpoint: Path) -> None:
-    """Upload description and weights of a checkpoint, of its two networks those of the better one.
+    """Upload a checkpoint: its description, and the weights of the better of its two networks.
 
-    Damaged ones are told of instead: in MLflow they would look like any other.
+    A damaged checkpoint is reported and not uploaded: in MLflow it would look like any other.
     """
     try:
         weights = better_network(checkpoint)
@@ -118,7 +118,7 @@ def copy_model(copy: RunCopy, checkpoint: Path) -> None:
         return
     try:
         weights = better_network(checkpoint)
-    except CheckpointError:  # `copy_checkpoint` has told
+    except CheckpointError:  # `copy_checkpoint` has reported it
         return
     if weights is None or weights.stat().st_size > MAX_CHECKPOINT_BYTES:
         return
@@ -130,7 +130,7 @@ def copy_model(copy: RunCopy, checkpoint: Path) -> None:
 def copy_files(copy: RunCopy, paths: Iterable[Path], place: str | None = None) -> None:
     """Upload files that exist and are not in MLflow as they are now.
 
-    `place` is the artifact folder; null: the one that they have in the run's folder.
+    `place` is the artifact folder; None: each file keeps the folder that it has below the run's folder.
     """
     copied = copy.state.setdefault("files", {})
     for path in paths:
@@ -139,7 +139,7 @@ def copy_files(copy: RunCopy, paths: Iterable[Path], place: str | None = None) -
         where = path.parent.relative_to(copy.folder.path).as_posix() if place is None else place
         name = f"{where}/{path.name}"
         content = digest(path)
-        # By content, as a run that goes on writes results of the same names again.
+        # By content: a run that is resumed writes results of the same names again.
         if copied.get(name) != content:
             copy.client.log_artifact(copy.run_id, str(path), None if where == "." else where)
             copied[name] = content

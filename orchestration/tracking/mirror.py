@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 TICK_S = 2.0
 """Time between two looks at the folders [s]."""
 FIRST_LOOK_S = 10.0
-"""MLflow is loaded so late [s], or at the end of a shorter run, so that it does not delay the first step."""
+"""MLflow is loaded after this time [s], or when a shorter run ends, so that it does not delay the first step."""
 LAST_PASSES = 6
-"""How often the end is tried with a store that answers but fails, every half second."""
+"""How often `close` tries a store that answers but fails, every half second."""
 BUSY_S = 20.0
-"""At the end, a run that another process is copying is waited for so long [s]."""
+"""How long `close` waits for another process that is copying the same run [s]."""
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""URIs that begin so are read without a server, so artifacts lie beside the runs."""
+"""URIs of these schemes are opened without a server, and the artifacts lie beside the runs."""
 LOGIN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where the run is driven, and "
     "copy the run by `boxseg runs track`"
 )
-"""The way out where a server wants to know who asks."""
+"""Advice for a server that asks for a login."""
 
 logger = logging.getLogger("boxseg.tracking")
 
 
 class Tracker:
-    """Follows run folders and repeats what they say in MLflow, until `close`.
+    """Copies what run folders hold to MLflow, again and again until `close`.
 
     Training never waits for it: it reads `metrics.jsonl` from where it stopped, keeps that place in `tracking.json`,
     and tries again at the next tick whatever MLflow did not take.
@@ -64,7 +64,7 @@ class Tracker:
         """Nothing is opened before `start`.
 
         Args:
-            storage: Folder of all runs; the SQLite file and its artifacts lie there when `uri` is null.
+            storage: Folder of all runs; the SQLite file and its artifacts lie there when `uri` is None.
             experiment: Name of the MLflow experiment.
             uri: MLflow tracking URI.
             logs: Folder for MLflow's own messages.
@@ -75,9 +75,9 @@ class Tracker:
         self._logs = logs
         self._folders: list[RunFolder] = []  # parents before their children
         self._settled: set[Path] = set()  # of folders that have ended for good
-        self._copied: list[RunFolder] = []  # settled, and wholly in MLflow
+        self._copied: list[RunFolder] = []  # settled, and copied in full
         self._taken_at = 0.0
-        """When MLflow last took all that there was of a run, by the clock that only rises [s]."""
+        """When MLflow last had everything of some run, by the monotonic clock [s]."""
         self._closing = threading.Event()
         # A daemon: a store that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
@@ -109,7 +109,7 @@ class Tracker:
         """Copy what is left and end; False if MLflow did not take everything (the next sweep or run tries).
 
         Args:
-            timeout_s: Give up once MLflow has taken no run for so long: a busy machine copies slowly, but goes on.
+            timeout_s: Give up once MLflow has taken no run for this time: a busy machine is slow, but gets on.
         """
         self._closing.set()
         began = time.monotonic()
@@ -117,7 +117,7 @@ class Tracker:
             self._thread.is_alive() and time.monotonic() < max(began, self._taken_at) + timeout_s
         ):
             self._thread.join(0.1)
-        # storage can go meanwhile
+        # the storage may have been deleted meanwhile
         present = [folder for folder in self._folders if folder.status_path.exists()]
         left = [folder for folder in present if not is_copied(folder)]
         if left:
@@ -141,11 +141,11 @@ class Tracker:
         while not self._closing.is_set():
             self._follow_all()
             self._closing.wait(TICK_S)
-        self._folders += self._copied  # a worker that ended late may have named a cause better
+        self._folders += self._copied  # a worker that ended late may have written a better cause
         self._finish(passes=LAST_PASSES)
 
     def _finish(self, *, passes: int) -> None:
-        """Look at all folders until MLflow has them, or so often; looks that met another process do not count."""
+        """Copy until MLflow has all folders, at most this often; looks that met another process do not count."""
         patient_until = time.monotonic() + BUSY_S
         while not self._follow_all() and self._answers():
             if not (self._is_busy and time.monotonic() < patient_until):
@@ -206,9 +206,9 @@ class Tracker:
             self._warned = True
 
     def _add_leftovers(self) -> None:
-        """Take over runs of this experiment whose process ended before MLflow had everything; parents come first."""
+        """Also follow runs of this experiment whose process ended before MLflow had everything; parents first."""
         runs = self._storage / self._experiment
-        # what another machine has copied from a store into an MLflow of its own is not copied here
+        # runs that another machine has copied from a store into its own MLflow are left out
         record = "tracking.json" if address_of(runs) is None else "config.yaml"
         parents = sorted(runs.glob(f"*/{record}"))
         trials = sorted(runs.glob(f"*/*/{record}"))
@@ -219,7 +219,7 @@ class Tracker:
                 same_store = recorded_uri(folder, self._storage) == self.uri
                 if same_store and not is_copied(folder):
                     status = folder.status()
-                    # Those of this process are added by whoever runs them.
+                    # Runs of this process are added by the code that runs them.
                     if status.is_final and status.pid != os.getpid():
                         self._folders.append(folder)
 
@@ -273,7 +273,7 @@ def stored_uri(storage: Path) -> str:
         if folder.tracking_path.exists():
             return recorded_uri(folder, storage)
     if runs and address_of(storage) is not None:
-        # other machines have copied them, each into a file of its own
+        # copied by other machines, each into a file of its own
         return tracking_uri(storage)
     raise ConfigError(
         f"{shown(storage)}: no tracked run here; `boxseg train EXP.yaml` makes one, or name --storage"
@@ -281,7 +281,7 @@ def stored_uri(storage: Path) -> str:
 
 
 def catch_up(storage: Path, uri: str) -> Tracked:
-    """Copy to MLflow what ended processes left behind, so that nothing that is dead looks alive there.
+    """Copy to MLflow what ended processes left behind, so that no dead run looks alive there.
 
     Args:
         storage: Folder of all runs.
@@ -291,7 +291,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         Where MLflow has the latest runs.
 
     Raises:
-        ConfigError: MLflow knows none of them, because it cannot be reached.
+        ConfigError: MLflow cannot be reached, and none of the runs is there yet.
     """
     if uri == tracking_uri(storage):
         with file_lock(storage / LOCK):

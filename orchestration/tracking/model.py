@@ -36,7 +36,7 @@ CONTENT_TAG = "boxseg.checkpoint"
 
 
 def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path) -> str:
-    """Log the network of a checkpoint as a model of a run, unless it is there; half of one is made whole.
+    """Log the network of a checkpoint as a model of a run, unless it is there; one that was cut short is logged again.
 
     `weights` is the file of the network in the checkpoint's folder. Gives the model's URI, as in `models:/m-…`.
     """
@@ -61,13 +61,13 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
         folder.mkdir()
         for path in (checkpoint / "about.json", weights):
             shutil.copy(path, folder)
-        # The method travels along: whoever serves the model need not have boxseg.
+        # The method is stored with the model, so that a server needs no boxseg.
         code = scratch / "boxseg"
         shutil.copytree(
             Path(boxseg.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__")
         )
         with warnings.catch_warnings():
-            # of hints that MLflow cannot use, and of an example it would like
+            # MLflow warns of type hints that it cannot use, and of the missing example
             warnings.simplefilter("ignore")
             mlflow.pyfunc.save_model(
                 scratch / "model",
@@ -96,7 +96,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
 
 
 def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str) -> str:
-    """Make a version of a registered model, unless it is one, with the alias `best`; gives its number."""
+    """Make the model a version of a registered one, unless it is, with the alias `best`; gives the number."""
     import mlflow
 
     versions = client.search_model_versions(f"run_id = '{run_id}'")
@@ -111,7 +111,7 @@ def register_model(client: MlflowClient, run_id: str, model_uri: str, name: str)
 
 
 def better_network(checkpoint: Path) -> Path | None:
-    """Weights of the network that was the better one at the checkpoint's evaluation; None where they are not.
+    """Weights of the network that was better at the checkpoint's evaluation; None without such a file.
 
     Raises:
         CheckpointError: they are damaged.

@@ -1,4 +1,4 @@
-"""`boxseg runs track`: whatever happened to MLflow's records, make them from the folders again."""
+"""`boxseg runs track`: restore MLflow's records from the run folders, whatever happened to them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _connect(uri: str) -> MlflowClient:
 
 
 def _bring_back(client: MlflowClient, folder: RunFolder) -> Iterator[str]:
-    """Undo that a run was deleted, or forget what was copied of one that is not there."""
+    """Restore a deleted run; of one that MLflow does not know, forget what was copied."""
     state = folder.read_tracking()
     stage = run_stage(client, state)
     if stage == "missing":
@@ -127,7 +127,7 @@ def _bring_back(client: MlflowClient, folder: RunFolder) -> Iterator[str]:
         if client.get_experiment(experiment).lifecycle_stage == "deleted":
             client.restore_experiment(experiment)
             yield f"the experiment of {folder.path.name} was deleted in MLflow; it is back"
-    if run_stage(client, state) == "deleted":  # that brought back its runs too
+    if run_stage(client, state) == "deleted":  # restoring the experiment restored its runs too
         client.restore_run(state["run_id"])
         yield f"{folder.path.name} was deleted in MLflow; it is back"
     if state.pop("deleted", None):

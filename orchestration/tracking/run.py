@@ -40,7 +40,7 @@ Stage = Literal["active", "deleted", "missing", "unknown"]
 logger = logging.getLogger("boxseg.tracking")
 
 END_TAGS = ("failure_class", "failure", "stopped_by", "front")
-"""Tags that only some ends have; they are taken back when the run goes on."""
+"""Tags that only some ends have; they are removed when the run is resumed."""
 
 MLFLOW_STATUS = {
     "finished": "FINISHED",
@@ -98,12 +98,12 @@ def _follow(copy: RunCopy) -> None:
     if copy.state.get("ended") == [status.status, status.ended]:
         return
     if "run_id" not in copy.state:
-        # Kept at once: after a kill the run is found again without a search.
+        # Written at once: after a kill the run is found without a search.
         copy.keep(run_id=_open_run(copy))
     if not copy.state.get("described"):
         _describe(copy)
         copy.keep(described=True)
-    if "ended" in copy.state:  # resumed, or its end is told anew
+    if "ended" in copy.state:  # resumed, or another end was written
         _take_back_end(copy)
         del copy.state["ended"]
     _copy_metrics(copy)
@@ -146,7 +146,7 @@ def _find_runs(copy: RunCopy) -> Sequence[Run]:
 
 
 def run_name(copy: RunCopy) -> str:
-    """As in `sweep 2026-11-23 16:43 e093`; of a trial its number, the settings that it varies, and its seed."""
+    """As in `sweep 2026-11-23 16:43 e093`; a trial has its number, the settings it varies, and its seed."""
     status = copy.status
     end = status.id.rsplit("-", 1)[-1]
     if copy.parent is None:
@@ -167,7 +167,7 @@ def criterion_of(copy: RunCopy) -> Criterion:
 
 
 def make_note(copy: RunCopy) -> str:
-    """What a run's page says in words: of a sweep the table of its trials, and the command that made it."""
+    """The text on a run's page: the command that made it, and for a sweep the table of its trials."""
     status, folder = copy.status, copy.folder
     command = status.tags.get("command")
     lines = []
@@ -268,24 +268,24 @@ def _end_run(copy: RunCopy) -> None:
         # `best` may move on meanwhile
         copy_checkpoint(copy, folder.best_checkpoint.resolve())
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    # After all else, so that whoever sees a run ended there has all of it.
+    # Last, so that a run which looks ended in MLflow is complete there.
     end_ms = _in_ms(status.ended or time.time())
     client.set_terminated(run_id, status=MLFLOW_STATUS[status.status], end_time=end_ms)
     for double in _find_runs(copy):
-        # the server had made one when we no longer waited for its answer
+        # the server had made it after we stopped waiting for its answer
         if double.info.run_id != run_id:
             client.delete_run(double.info.run_id)
 
 
 def _mark_front(copy: RunCopy) -> None:
-    """Mark the trials of a sweep that are on its front, as far as MLflow has them; the others get it at their end."""
+    """Mark the trials on a sweep's front that MLflow has; the others are marked at their end."""
     folders = [RunFolder(copy.folder.path / name) for name in copy.status.front]
     tracked = [folder.read_tracking().get("run_id") for folder in folders]
     marked = copy.client.search_runs(
         [copy.experiment_id],
         f"tags.front = 'yes' and tags.`mlflow.parentRunId` = '{copy.run_id}'",
     )
-    # the sweep may have gone on since, and they were beaten
+    # the sweep may have been resumed, and others beat them
     for run in marked:
         if run.info.run_id not in tracked:
             copy.client.set_tag(run.info.run_id, "front", "no")
@@ -302,7 +302,7 @@ def _is_on_front(copy: RunCopy) -> bool:
 
 
 def _take_back_end(copy: RunCopy) -> None:
-    """Undo what `_end_run` wrote about an end that counts no more; the next end is written anew."""
+    """Remove what `_end_run` wrote about an end that no longer holds."""
     client, run_id = copy.client, copy.run_id
     for name in client.get_run(run_id).data.tags.keys() & set(END_TAGS):
         client.delete_tag(run_id, name)

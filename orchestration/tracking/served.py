@@ -1,4 +1,4 @@
-"""The code of a logged model: MLflow runs this file to serve it; it needs the method of boxseg, nothing of Ray."""
+"""The code of a logged model, which MLflow runs to serve it; needs the method of boxseg and no Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BoxSegModel(PythonModel):
 
         Args:
             model_input: Table with a column `image`: a PNG or JPEG file as base64, or a path on the serving machine.
-            params: `min_score`, below which detections are left out; `MIN_SCORE` if it is.
+            params: `min_score`, below which detections are left out; `MIN_SCORE` by default.
 
         Returns:
             `boxes` (x1 y1 x2 y2 in pixels), `scores`, `labels` (class names), `category_ids`, and `masks` as COCO

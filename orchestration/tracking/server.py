@@ -23,7 +23,7 @@ START_S = 300.0
 STOP_S = 10.0
 """How long it may take to end before it is killed [s]."""
 QUIET = {
-    # Its queues for jobs, which nobody uses here, are several processes more.
+    # Its job queues are not used here and would be several more processes.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -43,7 +43,7 @@ def mlflow_server(
         store: SQLAlchemy address of runs, such as `sqlite:///runs/mlflow.db`.
         port: TCP port.
         artifacts: Folder for artifacts of experiments that the server makes; created if missing.
-        log: File for what the server says.
+        log: File for the server's output.
 
     Raises:
         ResourceError: the port is in use, or the server does not come up.

@@ -1,4 +1,4 @@
-"""The MLflow store of a storage folder: its address, and what a folder that was moved or copied needs to go on."""
+"""The MLflow store of a storage folder: its address, and how it follows a folder that was moved or copied."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENVIRONMENT = {
 }
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "mlartifacts", ".mlflow.lock"
-"""Names in a storage folder; the lock is held by who makes or moves the database."""
+"""Names in a storage folder; the lock is held while the database is made or moved."""
 
 logger = logging.getLogger("boxseg.tracking")
 
@@ -50,7 +50,7 @@ def tracking_uri(storage: Path, uri: str | None = None) -> str:
 
 
 def recorded_uri(folder: RunFolder, storage: Path) -> str:
-    """URI of the store that a run is in; of a storage that was moved or copied since, its own file at the new place."""
+    """URI of the store that a run is in; if its storage was moved or copied since, of the SQLite file there."""
     own = tracking_uri(storage)
     uri = str(folder.read_tracking().get("uri", own))
     may_be_moved = uri.startswith("sqlite:") and uri.endswith(f"/{DATABASE}")
@@ -63,7 +63,7 @@ def recorded_uri(folder: RunFolder, storage: Path) -> str:
 def _names_a_store(folder: RunFolder) -> bool:
     try:
         return read_resolved(folder.config_path)["tracking"]["uri"] is not None
-    except (ConfigError, LookupError, TypeError):  # damaged, which others tell
+    except (ConfigError, LookupError, TypeError):  # damaged, which is reported elsewhere
         return False
 
 
@@ -84,7 +84,7 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def move_places(storage: Path) -> list[str]:
-    """Let the SQLite file of a storage that was moved or copied name this folder instead of the old one.
+    """Make the SQLite file of a storage that was moved or copied name this folder instead of the old one.
 
     MLflow keeps absolute paths: new artifacts would go to the old place, and old ones be looked for there. A place that
     is the same folder under another path stays.
