@@ -30,11 +30,15 @@ SHARP_SIDE = 256
 """The same for the second cut, which sharpens the outline of a clean one."""
 BAND = 1.5
 """The second cut decides about this many pixels of the first one on both sides of the outline."""
+OWN_SHARE = 4.0
+"""A box's own colours are this many times as frequent inside it as around it. Of the colours of the background, which
+may show through a hole, a few are more frequent inside by chance."""
 OWN_SEPARATION = 0.95
-OWN_GAIN = 0.1
-"""A cut that starts from the box's own colours replaces the usual one if it has at least this separation, and exceeds
-that of the usual one by this much. Lower values opened no more holes in digits, but removed parts of animals, bottles
-and objects of COCO."""
+OWN_OVERLAP = 1 / 3
+"""A cut that starts from the box's own colours replaces the usual one if it has at least this separation, and if object
+and background share at most this part of the colours that they share in the usual one."""
+CLEAR = 0.99
+"""A usual cut with this separation has no hole to open."""
 ROUNDS = 5
 """Iterations of GrabCut in the first cut; the second one has a single iteration."""
 CLEAN_SEPARATION = 0.85
@@ -115,11 +119,11 @@ def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     inside = pixels_of_box(box, picture.shape[:2])
     color = sort_colors(to_lab(picture))
     whole = _cut_from(picture, color, inside, inside)
-    if whole.separation + OWN_GAIN > 1:  # no cut can be better by that much
+    if whole.separation >= CLEAR:
         return whole
-    is_own = color_shares(color, inside) > color_shares(color, ~inside)  # of each colour
+    is_own = color_shares(color, inside) > OWN_SHARE * color_shares(color, ~inside)
     own = _cut_from(picture, color, inside, inside & is_own[color])
-    needed = max(OWN_SEPARATION, whole.separation + OWN_GAIN)
+    needed = max(OWN_SEPARATION, 1 - OWN_OVERLAP * (1 - whole.separation))
     return own if own.fit >= CLEAN_FIT and own.separation >= needed else whole
 
 

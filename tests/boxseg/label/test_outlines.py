@@ -3,6 +3,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from boxseg.config.method import ToyConfig
+from boxseg.data.toy import draw_scene
 from boxseg.errors import ShapeError
 from boxseg.label.cut import cut_by_colors
 from boxseg.label.outlines import find_outline
@@ -189,6 +191,17 @@ def test_a_ring_on_a_busy_picture_is_cut_with_its_hole():
     cut = cut_by_colors(np.ascontiguousarray(image.transpose(1, 2, 0)), box_of(ring))
     assert cut.is_clean
     assert iou(cut.mask, ring) > 0.97
+
+
+def test_the_holes_of_drawn_rings_are_open():
+    settings = ToyConfig(shapes=["ring"])
+    overlaps = []
+    for seed in range(40):
+        picture, objects = draw_scene(np.random.default_rng(seed), settings)
+        front = objects[-1][1]  # nothing lies on it
+        overlaps.append(iou(cut_by_colors(picture, box_of(front)).mask, front))
+    # A filled ring has 0.6 to 0.8.
+    assert sum(overlap > 0.88 for overlap in overlaps) >= 38
 
 
 def test_the_holes_of_thin_strokes_stay_open():
