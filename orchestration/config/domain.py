@@ -115,11 +115,12 @@ class QRandInt(Conditional):
 def _each_once(values: list[Any]) -> list[Any]:
     seen = set()
     for value in values:
-        # as JSON, where lists can be compared and true is not 1
+        # as JSON, where lists can be compared and true is not 1; 5.0 is 5 there too
         text = json.dumps(value, sort_keys=True, default=str)
-        if text in seen:
+        alike = str(json.loads(text, parse_int=float))
+        if alike in seen:
             raise ValueError(f"repeats {text}; the same trial again tells nothing new")
-        seen.add(text)
+        seen.add(alike)
     return values
 
 

@@ -282,6 +282,7 @@ def test_a_run_ignores_the_sweep_section_even_a_wrong_one(write: Write):
         ("space: {qam.iou_thr: {unifrm: [0, 1]}}", ("uniform: [low, high]", "choice")),
         ("space: {qam.iou_thr: 0.5}", ("sweep.space.qam.iou_thr is 0.5", "uniform: [low, high]")),
         ("space: {qam.iou_thr: {uniform: [0.4]}}", ("a list of 2 values",)),
+        ("space: {qam.k_top: {choice: [5, 5.0]}}", ("repeats 5.0; the same trial again",)),
         (
             "space: {qam.k_top: {choice: [1, 5, 1]}}",
             ("qam.k_top", "repeats 1; the same trial again"),
