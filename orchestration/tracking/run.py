@@ -194,7 +194,11 @@ def _describe(copy: RunCopy) -> None:
     params = params_of(read_resolved(folder.config_path))
     params.pop("tracking.uri")  # may hold a secret
     params |= dict.fromkeys(_not_applying(copy), "-")
-    settings = [Param(name, str(value)[:MAX_TEXT]) for name, value in params.items()]
+    # MLflow refuses other values; those may be of a run that went on with other resources, or was moved
+    there = copy.client.get_run(copy.run_id).data.params
+    settings = [
+        Param(name, str(value)[:MAX_TEXT]) for name, value in params.items() if name not in there
+    ]
     for part in _parts(settings, PARAMS_PER_CALL):
         copy.client.log_batch(copy.run_id, params=part)
     if "data_fingerprint" in tags:

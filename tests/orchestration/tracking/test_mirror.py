@@ -149,6 +149,21 @@ def test_a_run_known_to_mlflow_is_found_by_its_tag_when_the_place_was_lost(stora
     assert folder.read_tracking()["run_id"] == first
 
 
+def test_a_run_that_went_on_with_other_settings_is_found_as_well(storage, client):
+    folder = make_run(storage, "longer")
+    track(storage, folder)
+    first = mlflow_run(client, folder)
+    folder.tracking_path.unlink()
+    longer = RunSpec.model_validate({"train": {"steps": 30}, "storage": storage / "moved"})
+    folder.config_path.write_text(dump_resolved(longer))
+    folder.report(1, {"train/loss": 1.0})
+    folder.finish("finished")
+    track(storage, folder)
+    run = mlflow_run(client, folder)
+    assert run.info.run_id == first.info.run_id
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+
+
 def test_trials_are_children_and_say_how_they_ended(storage, client):
     spec = SweepSpec.model_validate({"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}})
     sweep = make_run(
