@@ -1,4 +1,4 @@
-"""The composition root: settings in, ready objects out. Below this file nobody knows about configuration files."""
+"""The composition root: settings in, ready objects out. Modules below it know nothing of configuration files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_training(
         threads: CPU threads of torch in this process.
         criterion: Decides which evaluation is the best.
     """
-    # torch takes all cores by itself, which processes that share a machine would fight for.
+    # By itself torch takes all cores, which other processes on this machine need too.
     torch.set_num_threads(threads)
     trainer = build_trainer(config, data_root=data_root, device=device)
     return train(trainer, folder=folder, reporter=reporter, criterion=criterion)
@@ -88,7 +88,7 @@ def build_trainer(
     student.to(device).to(memory_format=memory_format).train()
     teacher = None
     if config.teacher.on:
-        # Of the finished student. In training mode, as its batch norms use the statistics of each batch.
+        # A copy of the finished student. In training mode, as its batch norms use the statistics of each batch.
         teacher = deepcopy(student).requires_grad_(False).train()
     return Trainer(
         config=with_warmups_in_steps(config),
@@ -130,7 +130,7 @@ def build_trainer(
 
 
 def view_shape(train: TrainConfig) -> Shape:
-    """What makes a training view of an image: windows around objects where `train.window` asks for them."""
+    """Makes the training view of an image: a window around an object if `train.window` asks for it."""
     if train.window is None:
         return partial(random_size, short_sides=train.short_sides, max_size=train.max_size)
     return partial(random_window, side=train.window, object_size=train.object_size)
@@ -144,7 +144,7 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
     """
     train_source, val_source = config.data.train, config.data.val
     if not isinstance(train_source, CocoSource) or not isinstance(val_source, CocoSource):
-        # Both are drawn, even where a file takes the place of one.
+        # Both are drawn, even if a file takes the place of one.
         toy_train, toy_val = ensure_toy(data_root, config.data.toy)
         train_source = train_source if isinstance(train_source, CocoSource) else toy_train
         val_source = val_source if isinstance(val_source, CocoSource) else toy_val
@@ -152,7 +152,7 @@ def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, Co
         train_source, train=True, use_masks=config.data.use_masks == "where_present"
     )
     val_data = load_boxes(val_source, train=False)
-    # A label is a place in the list of classes: with another list it would mean another class.
+    # A label is a position in the list of classes: with another list it would mean another class.
     require_same_classes(
         train_source.annotations,
         train_data.categories,
@@ -177,7 +177,7 @@ def build_network(
 
 
 def check_start(config: BoxSegConfig, path: Path) -> None:
-    """Refuse weights that the network of these settings cannot start from, whatever the classes.
+    """Refuse weights that the network of these settings cannot start from; classes do not matter.
 
     Raises:
         CheckpointError: they are missing, damaged, or of another network.

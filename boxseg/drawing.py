@@ -22,9 +22,9 @@ _told: set[Path] = set()
 
 
 def visible(text: str) -> str:
-    """A text without what cannot be seen, ends of lines apart: controls, marks that turn it, halves of letters."""
+    """A text without invisible characters, except ends of lines: controls, marks of direction, halves of letters."""
     lines = text.split("\n")
-    # by lines, as most have nothing to hide, and those of a page with pictures have a million letters
+    # line by line: most have nothing to hide, and a line with an embedded picture has a million letters
     return "\n".join(line if line.isprintable() else _without_hidden(line) for line in lines)
 
 
@@ -49,7 +49,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
     def save(file: Any, format: str) -> None:
         with warnings.catch_warnings():
-            # a box stands for the letter
+            # a box is drawn in place of the letter
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(file, format=format)
 
@@ -58,13 +58,13 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 @contextlib.contextmanager
 def drawing(path: Path) -> Iterator[Path]:
-    """A context that makes a file which nothing depends on: errors are logged, once for each file, and go no further.
+    """A context that makes a file which nothing depends on: errors are logged once for each file, and not raised.
 
-    Faults of the storage too: whether the run can go on is decided by its checkpoints and metrics.
+    That includes faults of the storage: checkpoints and metrics decide whether the run can go on.
     """
     try:
         yield path
-    except Exception as error:  # not KeyboardInterrupt, so who wants to stop still can
+    except Exception as error:  # not KeyboardInterrupt, so that a user can still stop
         if path not in _told:
             _told.add(path)
             logger.warning("%s is left out: %s: %s", path, type(error).__name__, label(error, 500))

@@ -2,7 +2,7 @@
 
 
 class BoxSegError(Exception):
-    """Root of the family; its text names the place, the value, the rule and the way out."""
+    """Root of the family; its text names the place, the value, the rule and what to do."""
 
 
 class ConfigError(BoxSegError):

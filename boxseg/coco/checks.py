@@ -61,7 +61,7 @@ OTHER_FORMATS = (
         {"image_id", "category_id"},
     ),
 )
-"""What a JSON file is of, by keys of its first object."""
+"""Tool -> keys by which the first object of its JSON files is known."""
 MASKS_RULE = "data.use_masks: where_present needs some (a supervised twin needs all)"
 MASKS_WAY_OUT = (
     "name a file with `segmentation` in data.train.annotations, or train on boxes: "
@@ -69,16 +69,16 @@ MASKS_WAY_OUT = (
 )
 MASK_AP_RULE = "mask AP needs drawn masks"
 BOXES_ALONE = "read box AP, or add `segmentation`"
-"""The way out where nobody has drawn any mask; training then reports box AP and need not warn."""
+"""Advice where no mask is drawn at all; training then reports box AP and gives no warning."""
 
 logger = logging.getLogger(__name__)
 Hook = Callable[[Entry], Entry]
-"""What each entry of a file becomes as it is read."""
+"""Called with each entry of a file as it is read; its result takes the entry's place."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is known of annotation files that were read without their masks."""
+    """Content of annotation files that were read without their masks."""
 
     contents: dict[tuple[Path, Hook], Content | Fault] = field(default_factory=dict)
     well_formed: set[Path] = field(default_factory=set)
@@ -89,9 +89,9 @@ _kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """Within it, what is read of annotation files without masks is kept for the next one who asks.
+    """Within it, each annotation file is read without masks only once; its content is kept and shared.
 
-    Nobody changes that content, and it takes memory until the end.
+    The content must not be changed; it takes memory until the block ends.
     """
     if _kept.get() is not None:
         yield
@@ -108,7 +108,7 @@ def require_usable(
 ) -> list[Fault]:
     """Check a source and refuse one that cannot be used; faults that are not fatal are logged and returned.
 
-    That nobody has drawn masks is returned and not logged.
+    A file without any mask is no warning: that fault is returned and not logged.
 
     Args:
         source: Images and annotation file.
@@ -155,11 +155,11 @@ def check_source(
         use_masks: Training uses drawn masks, so there must be some.
         decode: Decode every image in full. Otherwise the header is read and the end marker looked for, and only
             suspicious files are decoded.
-        look_at_masks: Report faults of masks even if nobody needs the masks; these faults are not fatal.
+        look_at_masks: Report faults of masks even if the masks are not needed; these faults are not fatal.
         open_images: False: images are on other machines, and only the annotation file is looked at.
 
     Returns:
-        The first few faults of each kind, of which the last has the number of the others; empty for a sound data set.
+        The first few faults of each kind, the last with the number of those left out; empty for a sound data set.
     """
     needs_masks = use_masks or not training
     path = source.annotations
@@ -167,7 +167,7 @@ def check_source(
     content = _load(path, hook)
     if isinstance(content, Fault):
         return [content]
-    # The other checks rely on the keys that this one looks for.
+    # The other checks need the keys that this one looks for.
     malformed = first_of_each_kind(format_faults(path, content))
     if malformed:
         return malformed
@@ -255,7 +255,7 @@ def read_annotations(path: Path, *, keep_masks: bool = False) -> Content:
 
 
 def read_whole(path: Path) -> Content:
-    """Content of a COCO instance file with all that is in it.
+    """Content of a COCO instance file, masks included.
 
     Raises:
         DataError: the file is missing, not JSON, or lacks one of the three lists.
@@ -264,7 +264,7 @@ def read_whole(path: Path) -> Content:
 
 
 def read_well_formed(path: Path, *, whole: bool = True, unlisted: bool = False) -> Content:
-    """Content of a COCO instance file, all of whose entries have the values that COCO wants, and ids of their own.
+    """Content of a COCO instance file whose entries all have valid values and unique ids.
 
     Args:
         path: The file.
@@ -300,7 +300,7 @@ def _load(path: Path, hook: Hook | None) -> Content | Fault:
     if hook not in (_drop_mask, _summarise_mask):
         return _read(path, hook)
     contents = (_kept.get() or _Kept()).contents
-    # What masks are like is more than that they are there.
+    # A file with `mask_summary` in its entries serves where `has_mask` is enough.
     if hook is _drop_mask and (path, _summarise_mask) in contents:
         hook = _summarise_mask
     if (path, hook) not in contents:
@@ -324,7 +324,7 @@ def _read(path: Path, hook: Hook | None) -> Content | Fault:
 
 
 def _looks_like(content: Any) -> str:
-    """Words for what a JSON file seems to be instead of COCO's; none where nothing tells."""
+    """What a JSON file seems to be instead of COCO, in words; empty if it cannot be told."""
     # A list of objects, one object, or one that holds others by their names.
     first = content[:1] if isinstance(content, list) else [content, *content.values()][:2]
     for keys in (entry.keys() for entry in first if isinstance(entry, dict)):

@@ -10,18 +10,18 @@ from pathlib import Path
 from boxseg.errors import ConfigError, DataError
 
 ABSENT = -1
-"""Stands for the label of a class that the others do not have."""
+"""Label of a class that the other data does not have."""
 SHOWN = 5
 """Classes that a message names."""
 COUNTED_FROM_1 = (
     "here the first class is 0; where another tool counts from 1, each object has the next class's name",
     "look at a few; if so, subtract 1 from the numbers",
 )
-"""Rule and way out where `are_counted_from_1`."""
+"""Rule and advice where `are_counted_from_1`."""
 
 
 def fold_name(name: str) -> str:
-    r"""The name of a class without what nobody means by it: capitals, spaces around it, marks without a width.
+    r"""The name of a class as it is compared: without capitals, spaces around it and marks of no width.
 
     >>> fold_name(" Cat\u200b")
     'cat'
@@ -30,7 +30,7 @@ def fold_name(name: str) -> str:
 
 
 def are_counted_from_1(numbers: Collection[int]) -> bool:
-    """Whether the numbers of classes that occur are 1, 2, … without a gap, where 0 is a class as well.
+    """Whether the class numbers that occur are 1, 2, … without a gap and without 0.
 
     >>> are_counted_from_1({1, 2}), are_counted_from_1({0, 1}), are_counted_from_1({2})
     (True, False, False)

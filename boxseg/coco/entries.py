@@ -1,4 +1,4 @@
-"""What every entry of a COCO file needs: values of the right kind, an id of its own, an image and a category."""
+"""What every entry of a COCO file needs: values of the right kind, a unique id, an image and a category."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def has_area(value: Any) -> bool:
 
 
 def has_id_and_name(image: Any) -> bool:
-    """Whether an entry of the list of images has what the others are told by: a number `id`, a text `file_name`."""
+    """Whether an entry of the list of images has what messages name it by: a number `id`, a text `file_name`."""
     if not isinstance(image, dict):
         return False
     return is_whole(image.get("id")) and isinstance(image.get("file_name"), str)
@@ -84,7 +84,7 @@ LEFT_TOP = (("x", "y"), ("left", "top"), ("xmin", "ymin"), ("x1", "y1"))
 RIGHT_BOTTOM = (("xmax", "ymax"), ("x2", "y2"), ("right", "bottom"))
 MIDDLE = (("cx", "cy"), ("xcenter", "ycenter"), ("xc", "yc"))
 SIDES = (("width", "height"), ("w", "h"))
-"""Names that tools give to the numbers of a box."""
+"""Names that tools give to width and height of a box."""
 FIX_FORM = "write it so, or let `boxseg data check --fix` do it"
 AREA_RULE = f"images have {MAX_PIXELS} px at most: cut larger ones into tiles, or shrink them and their boxes"
 TOLERANCE_PX = 1.0
@@ -170,7 +170,7 @@ def annotation_faults(path: Path, content: Content, *, boxes: bool = True) -> It
         if image_id not in sizes:
             value = f"names image {image_id}, which the file does not list"
             problem = value, "annotations belong to an image"
-        # Nobody learns from the box of a crowd, so it may be anything.
+        # The box of a crowd is not used, so it may be anything.
         elif boxes and not annotation.get("iscrowd"):
             problem = _box_problem(annotation["bbox"], sizes[image_id])
         if problem is None and category_id not in category_ids:

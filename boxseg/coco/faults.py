@@ -13,7 +13,7 @@ LISTED_FAULTS = 10
 FIX_IN_FILE = (
     "fix or remove it in the file, or take the copy that `boxseg data check --fix` writes"
 )
-"""The way out of most faults of an annotation file."""
+"""Advice for most faults of an annotation file."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Fault:
     fatal: bool = True
     """False: the data can be used, but something will be missing."""
     kind: str = ""
-    """Faults of one kind have this in common; if empty, they have the rule in common."""
+    """Faults of one kind have the same text here; if it is empty, they have the same `rule`."""
     more: int = 0
     """How many faults of the same kind follow that are not listed."""
 
@@ -60,7 +60,7 @@ class Fault:
 
 
 def count_faults(faults: list[Fault], *, fatal: bool) -> int:
-    """Number of fatal faults, or of the others; those that are counted but not listed are included."""
+    """Number of fatal faults, or of the others, with those that are not listed."""
     return sum(1 + fault.more for fault in faults if fault.fatal == fatal)
 
 

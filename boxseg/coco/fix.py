@@ -48,8 +48,8 @@ def write_fixed(source: CocoSource, output: Path) -> Changes:
     What can be mended is: ids and sizes of another kind, file names of other systems, entries of one file, polygons of
     too few points or in shares, missing sizes and boxes. Images are left out if they are missing, damaged or of another
     size than listed; one that is listed as its EXIF rotation shows it is stored rotated. Annotations are left out if
-    they are malformed or belong to nothing; boxes are cut to their image and left out if nothing remains. Ids that
-    occur twice are given anew. All other fields stay.
+    they are malformed or belong to nothing; boxes are cut to their image and left out if nothing remains. If an id
+    occurs twice, the second entry gets a new one. All other fields stay.
 
     Args:
         source: Images and annotation file.
@@ -158,7 +158,10 @@ def _keep_image(image: Entry, folder: Path, output: Path, changes: Changes) -> b
             return False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):  # an image has the name of this one's folder
+    except (
+        FileExistsError,
+        NotADirectoryError,
+    ):  # another image has the name of this one's folder
         changes.add(BAD_NAME, name)
         return False
     with naming_storage_faults(target):

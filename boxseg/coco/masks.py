@@ -1,4 +1,4 @@
-"""Segmentations of annotation files as masks: run lengths of the whole image, and the pixels of a mask alone."""
+"""Segmentations of annotation files as masks: run lengths of the whole image, and parts that hold only the object."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def decode_segmentation(segmentation: Any, size: Size) -> Mask:
 
 
 def decode_part(segmentation: Any, size: Size) -> MaskPart:
-    """A COCO segmentation as its pixels alone; arguments and errors as for `encode_segmentation`.
+    """A COCO segmentation as the part of the image that holds it; arguments and errors as for `encode_segmentation`.
 
     Only the columns that hold some of the mask are unpacked, so a small object of a large image takes little time.
     """
     if isinstance(segmentation, list):
-        # Only pycocotools draws polygons as COCO's evaluation does.
+        # Polygons are drawn by pycocotools, as in COCO's evaluation.
         segmentation = encode_segmentation(segmentation, size)
     _require_sound(segmentation, size)
     height = size[0]
@@ -112,7 +112,7 @@ def encode_part(part: MaskPart, size: Size) -> Rle:
     end = int(filled[-1]) + 1 if len(filled) else 0
     below = height - part.top - part.pixels.shape[0]
     whole_columns = np.pad(columns[start:end], ((0, 0), (part.top, below)))
-    # With a pixel outside before and after them, each run inside begins with one turn and ends with the next.
+    # With an outside pixel added before and after, each run inside begins at one change and ends at the next.
     pixels = np.zeros(whole_columns.size + 2, dtype=bool)
     pixels[1:-1] = whole_columns.ravel()
     turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * (part.left + start)

@@ -1,4 +1,4 @@
-"""Mends entries of a COCO file that say the right thing in another way than COCO wants it; in place, and counted."""
+"""Mends entries of a COCO file that are right but written in another way than COCO's; in place, and counted."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Changes(Counter[str]):
 
 
 def name_of(entry: Any) -> str:
-    """What people know an entry by: the file of an image, the name of a category, the id of an annotation."""
+    """How messages name an entry: the file of an image, the name of a category, the id of an annotation."""
     if not isinstance(entry, dict):
         return repr(entry)[:40]
     return str(entry.get("file_name", entry.get("name", f"id {entry.get('id')!r:.40}")))
@@ -112,7 +112,7 @@ def mend_content(content: Content, changes: Changes, *, folder: Path | None) -> 
     _renumber(annotations, "annotations", changes)
     renamed = _find_files(images, folder, changes) if folder is not None else []
     _join_images(content, folder, changes)
-    # Counted only now, so that entries which were joined with another are not named.
+    # Counted only now, so that no message names an entry that was joined with another.
     remaining = {id(image) for image in content["images"]}
     for image in renamed:
         if id(image) in remaining:
@@ -230,7 +230,7 @@ def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[A
         is_too_long = isinstance(old_id, int) and abs(old_id) >= 2**63
         if not is_too_long and not isinstance(old_id, str | float):
             continue
-        # Entries of one id stay of one id: that it occurs twice is dealt with later.
+        # Entries that share an id still do: that it occurs twice is dealt with later.
         if old_id not in new_ids:
             new_ids[old_id] = unused
             unused += 1
@@ -251,11 +251,11 @@ def _renumber(entries: list[Entry], group: str, changes: Changes) -> Callable[[A
 
 
 def _find_files(images: list[Entry], folder: Path, changes: Changes) -> list[Entry]:
-    """Correct file names and missing sizes by the files in the folder; returns the images of another name now."""
+    """Correct file names and missing sizes by the files in the folder; returns the images that were renamed."""
     names = Names.below(folder)
     renamed = []
     for image in images:
-        # LVIS names its images by their addresses alone, which end as the names of the files do.
+        # LVIS names its images only by their addresses, which end in the names of the files.
         file_name = image.get("file_name") or image.get("coco_url")
         if isinstance(file_name, str) and not is_file_inside(folder, file_name):
             match = names.find(file_name)
@@ -303,7 +303,7 @@ def _join_images(content: Content, folder: Path | None, changes: Changes) -> Non
 
 
 def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
-    """Keep what can be decoded of a mask, and give a box to an annotation that has a mask alone."""
+    """Keep what can be decoded of a mask, and give a box to an annotation that has only a mask."""
     segmentation = annotation.get("segmentation")
     if not segmentation:
         return
@@ -341,7 +341,7 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
 
 
 def _unwrapped(segmentation: Any) -> tuple[Any, str]:
-    """A mask that is written as JSON in a text, or in a list of its own, as it is meant; and what was changed."""
+    """A mask that is written as JSON in a text, or in one list too many, as it is meant; and what was changed."""
     inner = segmentation
     if isinstance(inner, str):
         with contextlib.suppress(ValueError, RecursionError):
@@ -352,7 +352,7 @@ def _unwrapped(segmentation: Any) -> tuple[Any, str]:
 
 
 def _counts_of_bytes(segmentation: Any) -> str | None:
-    """Run lengths that Python wrote as b'…', which `str` makes of pycocotools' bytes; None for others."""
+    """Run lengths written as b'…', which is what `str` makes of pycocotools' bytes; None for others."""
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if not isinstance(counts, str) or re.fullmatch(r"b'[^']*'|b\"[^\"]*\"", counts) is None:
         return None

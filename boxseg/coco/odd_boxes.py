@@ -1,4 +1,4 @@
-"""What is odd about the well-formed boxes of a COCO file as a whole: another notation, turned boxes, boxes twice."""
+"""What is odd about the well-formed boxes of a COCO file: another notation, turned boxes, repeated boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ of the image, and an object may reach a little beyond."""
 LEAST_SIDE_PX = 8
 """In smaller images, small coordinates say nothing."""
 FEWEST_CORNERS = 4
-"""Of fewer boxes, all may look like corners by chance."""
+"""With fewer boxes, all may look like corners by chance."""
 CORNERS_BEYOND = 0.25
 """Share of them that end beyond their image as x, y, width, height: three of four do, where objects are anywhere."""
 MOST_OF_MARGIN = 0.25
@@ -40,21 +40,21 @@ PAIR_CHANCE = 1e-3
 COMPARED_PAIRS = 500
 """Boxes each of which is paired with each other's sides at most."""
 FEWEST_BEYOND = 3
-"""Boxes that end beyond their image by a slip are fewer, or few of all."""
+"""Fewest boxes beyond their images that point to another notation; fewer are taken for slips."""
 BEYOND = 0.05
-"""Share of boxes in another notation that end beyond their image: a tenth does, where they are a tenth of it wide."""
+"""The same as a share of all boxes. In another notation a tenth ends beyond, if boxes are a tenth of the image wide."""
 CHANCE = 0.01
 """Chance that boxes anywhere in their images all lie inside as well when they are moved by half their size."""
 SHIFTS = {
     -0.5: ("x and y are those of the middle", "subtract half of width and height from x and y"),
     0.5: ("x and y are half a box too far left and up", "add half of width and height to x and y"),
 }
-"""By how much of their size boxes would have to be moved -> what they look like, and the way out."""
+"""Share of their size by which boxes would have to be moved -> what they look like, and what to do."""
 WHOLES = {100: "per cent", 1000: "thousandths"}
 """Number that stands for the whole width or height -> what the numbers are."""
 FEWEST_SCALED = 8
 MOST_OF_SIDE = 0.6
-"""Of the longer side; boxes in pixels of so many objects reach beyond."""
+"""100 or 1000 has to be a smaller share of the longer side: only then would boxes in pixels reach further."""
 DETECTRON_XYWH = {"1", "1.0", "XYWH_ABS", "BoxMode.XYWH_ABS"}
 """What Detectron2's mode of boxes in COCO's notation is written as."""
 TURNED_DEG = 1.0
@@ -93,7 +93,7 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
     elif _are_shares(objects, sizes):
         value = f"has {len(objects)} boxes such as {objects[0]['bbox']}, none with a larger number"
         rule = "boxes are in pixels; these look like shares of width and height"
-        # x and y may be those of a corner or of the middle, so nobody but their author can mend them.
+        # x and y may be those of a corner or of the middle, so only their author can mend them.
         way_out = "multiply them by the size of their image; YOLO's files: `boxseg data import`"
         yield Fault(path, value, rule, way_out)
     else:
@@ -116,7 +116,7 @@ def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> It
         return
     looks, way_out = "y seems to be first", "write x before y, and width before height"
     ways = [(start[:, ::-1], sides[:, ::-1], "x and y changed places", looks, way_out)]
-    # Of the places that a box can have in its image, those that are half a box from the edge.
+    # The share of a box's possible places in its image that are half a box from the edge.
     room = np.maximum(limits - sides, 1)
     chance = np.maximum(1 - sides / 2 / room, 1e-3).prod()
     if chance < CHANCE:
@@ -152,7 +152,7 @@ def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> I
 
 
 def sign_of_corners(objects: list[Entry], sizes: dict[int, Size]) -> str | None:
-    """What tells that all boxes are x1, y1, x2, y2, as words; None where they may be x, y, width, height.
+    """What shows that all boxes are x1, y1, x2, y2, in words; None if they may be x, y, width, height.
 
     Corners of large objects, all in the upper left quarter of their images, look like the boxes of larger ones.
 

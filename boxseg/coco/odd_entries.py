@@ -1,4 +1,4 @@
-"""What is odd about well-formed entries of a COCO file: masks away from their boxes, names that are taken, crowds."""
+"""What is odd about well-formed entries of a COCO file: masks away from their boxes, similar names, crowds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_CROWDS = 0.05
 MOST_NESTED = 0.002
 """Share of the polygon masks in which a polygon lies inside another; COCO has 0.0006, from clumsy drawing."""
 MOST_DETECTIONS = 100
-"""COCO's AP counts no more detections of an image and a class."""
+"""COCO's AP counts at most this many detections of a class in an image."""
 NAMED_ENTRIES = 10
 """Ids of entries that one fault names."""
 AREA_FACTOR = 2.0

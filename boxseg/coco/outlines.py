@@ -19,7 +19,7 @@ Polygon = NDArray[np.int64]
 
 
 def find_part_polygons(segmentation: Any, size: Size) -> list[Polygon]:
-    """`find_polygons` of a COCO segmentation in an image of (height, width), of which only the object is unpacked."""
+    """`find_polygons` of a COCO segmentation in an image of (height, width), unpacked only around the object."""
     part = decode_part(segmentation, size)
     offset = np.array([part.left, part.top])
     return [polygon + offset for polygon in find_polygons(part.pixels)]
@@ -28,7 +28,7 @@ def find_part_polygons(segmentation: Any, size: Size) -> list[Polygon]:
 def find_polygons(mask: Mask) -> list[Polygon]:
     """A mask bool (h, w) as polygons that cover exactly its pixels: one for each piece.
 
-    Pieces that touch only at a corner are apart. A hole is joined to the outline around it by a way there and back.
+    Pieces that touch only at a corner are apart. A hole is joined to the outline around it by a line there and back.
 
     >>> find_polygons(np.array([[False, True, True]]))[0].tolist()
     [[1, 0], [1, 1], [3, 1], [3, 0]]
@@ -47,7 +47,7 @@ def find_polygons(mask: Mask) -> list[Polygon]:
 
 
 def join_polygons(polygons: Sequence[Polygon]) -> Polygon:
-    """One polygon that runs around several, along ways there and back between nearest corners; they enclose nothing."""
+    """One polygon that runs around several, joined by lines there and back between their nearest corners."""
     joined = polygons[0]
     for polygon in polygons[1:]:
         distances = np.abs(joined[:, None] - polygon[None]).sum(axis=2)  # of each corner to each
@@ -61,7 +61,7 @@ def join_polygons(polygons: Sequence[Polygon]) -> Polygon:
 
 def _trace(mask: Mask) -> list[Polygon]:
     """The closed outlines of a mask in one piece, its outer one first, as corners."""
-    # OpenCV's outlines run through the middle of pixels. Of pixels four times as many they run a quarter of a pixel
+    # OpenCV's outlines run through the centres of pixels. At four times the size that is a fraction of a pixel
     # inside the border, and rounding brings each corner to it.
     fine = np.pad(mask.repeat(2, axis=0).repeat(2, axis=1), 1).astype(np.uint8)
     outlines = []

@@ -58,7 +58,7 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
             # The place of a fault is the folder where the name leads out of it.
             if fault.value == DOES_NOT_EXIST or fault.file == folder:
                 match = names().find(image["file_name"])
-                # A link that leads nowhere has the very name.
+                # A link that leads nowhere has exactly the listed name.
                 if match not in (None, image["file_name"]):
                     fault = _with_match(fault, image["file_name"], match)
             yield fault
@@ -66,7 +66,7 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
 
 
 def _repeated_faults(folder: Path, images: list[Entry]) -> Iterator[Fault]:
-    """One fault if pictures have the very bytes of another one."""
+    """One fault if pictures have the same bytes as another one."""
     names = listed_files(folder, images)
     repeated = []
     for same in find_same(list(names)):
@@ -160,7 +160,7 @@ def _brightness(picture: Image.Image) -> tuple[int, int]:
 
 
 def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:
-    """A picture that viewers turn or mirror, if its size does not tell which of both its boxes are for."""
+    """A picture that viewers turn or mirror, if its size does not show whether its boxes fit it turned or stored."""
     orientation = exif_orientation(picture)
     exchanges_sides = orientation > 4
     if orientation == 1 or (exchanges_sides and picture.width != picture.height):

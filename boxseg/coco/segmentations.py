@@ -158,7 +158,7 @@ def _polygon_problem(polygon: Any) -> Problem | None:
     numbers = numbers.astype(np.float64) if is_list else np.empty(0)
     if len(numbers) % 2 or len(numbers) < 6:
         return f"has a malformed segmentation with {polygon!r:.60}", KINDS
-    far = numbers[~(np.abs(numbers) <= MAX_SIDE_PX)]  # written so that NaN is far as well
+    far = numbers[~(np.abs(numbers) <= MAX_SIDE_PX)]  # so written that NaN counts as far
     return (f"has a polygon with the coordinate {far[0]:g}", REACH) if len(far) else None
 
 

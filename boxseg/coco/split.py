@@ -21,12 +21,12 @@ def split_coco(
 ) -> dict[str, Content]:
     """Split the content of a COCO instance file in two parts that share neither an image nor a group.
 
-    Groups go to `val` in an order that seed and group name decide, each if it still fits; so the order of the file
-    does not matter. All fields and all categories stay in both parts.
+    Groups go to `val` in an order that depends on seed and group name, each if it still fits; the order of the
+    file does not matter. All fields and all categories stay in both parts.
 
     Args:
         path: COCO instances.
-        val: Share of the images that `val` gets, in (0, 1); met as closely as whole groups allow, with one at least.
+        val: Share of the images that `val` gets, in (0, 1); met as closely as whole groups allow, at least one.
         group: Field of the image entries whose value is their group, or `folder` for that of their file names. If
             left out, every file is a group of its own.
         seed: Another one gives another split.
@@ -78,7 +78,7 @@ def _choose(groups: dict[str, set[int]], wanted: float, seed: int) -> set[int]:
     """Image ids of the groups that go to `val`: about `wanted` of them, at least one group and never all."""
 
     def chance(name: str) -> bytes:
-        # Of the name alone, so a group stays on its side when others come or go, as far as the share allows.
+        # By the name alone: as far as the share allows, a group stays on its side when others come or go.
         return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
     num_images = sum(len(image_ids) for image_ids in groups.values())

@@ -61,7 +61,7 @@ class CocoSplit:
             label: Class, from 0.
             box: x1 y1 x2 y2 in pixels; if left out, the one around the mask.
             mask: Bool (h, w), where there is one; not empty.
-            crowd: Whether it is a region that is neither trained on nor evaluated.
+            crowd: Whether it is a crowd region, which is neither trained on nor evaluated.
         """
         if box is None:
             assert mask is not None
@@ -81,7 +81,7 @@ class CocoSplit:
         self.content["annotations"].append(entry)
 
     def leave_out(self, stems: Container[str]) -> int:
-        """Leave out images, by their file names without folder and ending, with their objects; how many they were."""
+        """Leave out images, by their file names without folder and ending, with their objects; gives how many."""
         left_out = {
             image["id"]
             for image in self.content["images"]
@@ -112,7 +112,7 @@ def join_splits(splits: Sequence[CocoSplit]) -> CocoSplit:
             image_id = new_ids.get(annotation["image_id"])
             if image_id is not None:
                 annotations.append(annotation | {"id": len(annotations) + 1, "image_id": image_id})
-        # Only now: a file that one split lists twice stays so, for the checks to report it.
+        # Only now: a file that one split lists twice stays there twice, for the checks to report it.
         names.update(image["file_name"] for image in split.content["images"])
     return joined
 

@@ -1,4 +1,4 @@
-"""Which files are images, and which ones a person names on the command line; needs no torch."""
+"""Which files are images, and which ones a command line names; needs no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ IMAGE_ENDINGS = frozenset(
 PATTERN_LETTERS = "*?["
 """A name with one of these letters is a pattern for `glob`."""
 PAGED_ENDINGS = frozenset({".avif", ".gif", ".png", ".tif", ".tiff", ".webp"})
-"""Endings of the formats that hold several pages or frames; MPO's other pictures show the same from elsewhere."""
+"""Endings of the formats that hold several pages or frames; MPO's other pictures are views of the same scene."""
 VIDEO_ENDINGS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 COPY_SCALE = 0.75
-"""A page of a TIFF that is smaller than the first by this factor is a copy of it, for quick looks."""
+"""A page of a TIFF that is smaller than the first by this factor is taken for a preview of it."""
 FIRST_PAGE = "only the first page or frame of a picture is read"
 STORE_PAGES = "store each as a picture of its own, and boxes with the one they were drawn on"
 
@@ -109,7 +109,7 @@ def tell_paged(paths: Iterable[Path]) -> str | None:
 
 
 def require_some_image(source: CocoSource, images: Sequence[dict[str, Any]]) -> None:
-    """Refuse an image folder that has none of the images an annotation file lists.
+    """Refuse an image folder that has none of the images that the annotation file lists.
 
     Args:
         source: The folder and the annotation file.

@@ -25,7 +25,8 @@ def find_damage(path: Path) -> str | None:
     """Decode a JPEG file and return libjpeg's first warning about it; None if there is none.
 
     Neither Pillow, which throws libjpeg's warnings away, nor OpenCV gives them as values: libjpeg prints them to the
-    standard error of the process, which is redirected to a file meanwhile. What others print there is printed after.
+    standard error of the process, which is redirected to a file meanwhile. What other threads print there meanwhile is
+    printed afterwards.
     """
     import cv2  # here because it is slow to load
     import numpy as np

@@ -18,8 +18,7 @@ OWN_FOLDERS = {
     ("metrics.jsonl", "status.json"): ("evaluation", "samples"),
     ("mlflow.db",): ("mlartifacts",),
 }
-"""Files that nobody else has side by side -> the folders beside them that have pictures of boxseg's own, and links to
-those of others."""
+"""Files that only boxseg writes side by side -> folders beside them with pictures that boxseg drew or linked."""
 
 
 def is_json(name: str | os.PathLike[str]) -> bool:
@@ -68,7 +67,7 @@ def plain_name(name: str) -> str:
 
 
 def listed_name(name: str, folder: Path | None) -> str:
-    """The same text for two listed names that mean one file: the plain name, or the listed one where a file has it.
+    """A text that is the same for names of one file: the plain name, or the listed one if a file has exactly that name.
 
     Args:
         name: As in an annotation file.
@@ -161,7 +160,7 @@ def names_below(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def files_in(folder: Path, *endings: str) -> list[Path]:
-    """What a folder holds that ends so, in any case, sorted; without what Macs write beside files (`._a.xml`)."""
+    """Entries of a folder with this ending, in any case, sorted; without what Macs write beside files (`._a.xml`)."""
     paths = [path for path in folder.glob("*") if path.suffix.lower() in endings]
     return sorted(path for path in paths if not path.name.startswith("._"))
 

@@ -10,17 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MOST_FILES = 10_000
-"""Of more files only this number is looked at, evenly spaced."""
+"""Of more files only this many are read, evenly spaced."""
 PART_BYTES = 256
-"""What is read at the beginning, in the middle and at the end of a file."""
+"""Bytes that are read at the beginning, in the middle and at the end of a file."""
 THREADS = 16
-"""Files that are looked at at the same time: on a network disk each takes about as long as its way."""
+"""Files that are read at the same time: on a network disk each read is mostly waiting."""
 
 
 def take_prints(folder: Path, names: Sequence[str], *, most: int = MOST_FILES) -> dict[str, str]:
-    """Name below the folder -> size and checksum of some bytes, the same after any copy; files that are gone have none.
+    """Name below the folder -> size and checksum of some bytes, which a copy keeps; missing files are left out.
 
-    Takes about half a second for 10,000 files of a local disk. Of more than `most` files only so many are looked at.
+    Takes about half a second for 10,000 files of a local disk. Of more than `most` files only that many are read.
     """
     chosen = names[:: -(-len(names) // most) or 1]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -31,7 +31,7 @@ def take_prints(folder: Path, names: Sequence[str], *, most: int = MOST_FILES) -
 def _print_of(path: Path) -> str:
     """Empty where no plain file can be read."""
     try:
-        # not to wait for whoever writes into a pipe
+        # a pipe would wait for its writer
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return ""

@@ -54,7 +54,7 @@ OTHER_FILES = {
     b"<svg": ("is an SVG drawing", "store it as PNG"),
     b"%pdf": ("is a PDF", "store its pages as PNG"),
 }
-"""What the first bytes of a file that is no picture hold, in lower case -> what it is, and the way out."""
+"""Text in the first bytes of a file that is no picture, in lower case -> what the file is, and what to do."""
 NO_COLOURS = {
     "F": "has floats as pixels, and no rule says which are dark and which are bright",
     "La": "has grey with premultiplied transparency as pixels",
@@ -69,10 +69,10 @@ Json = dict[str, Any]
 
 
 class UnreadableError(DataError):
-    """A file cannot be read. Callers that know what the file is for build their own text from its parts."""
+    """A file cannot be read. Callers that know the purpose of the file build their own text from its parts."""
 
     def __init__(self, path: Path, value: str, rule: str, way_out: str) -> None:
-        # All four arguments, because an error from another process is made again from them.
+        # All four arguments: an error from another process is rebuilt from them.
         super().__init__(path, value, rule, way_out)
         self.value = value
         self.rule = rule
@@ -225,10 +225,10 @@ def read_yaml(path: Path, rule: str) -> Any:
 
 
 class _PlainLoader(yaml.BaseLoader):
-    """Refuses what YAML allows and data files have no use for."""
+    """Refuses what YAML allows but data files do not need."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        # A few aliases of aliases can stand for more values than memory holds.
+        # Aliases of aliases can stand for more values than memory holds.
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(
@@ -286,12 +286,12 @@ def _shrink(path: Path) -> str:
     )
     copy = path.with_name(f"{path.stem}-small{path.suffix}")
     names = shlex.join([str(path), str(copy)])
-    # This interpreter, as it has Pillow; others may not, or be called python3.
+    # This interpreter has Pillow; another one may not.
     return f'shrink it: {shlex.quote(sys.executable)} -c "{code}" {names}'
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this PIL was built with; asking it for others is an error."""
+    """The `FORMATS` that this PIL was built with; asking it for others is an error."""
     Image.init()
     return sorted(FORMATS & Image.OPEN.keys())

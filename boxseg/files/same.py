@@ -1,4 +1,4 @@
-"""Finds files that are there twice."""
+"""Finds files with the same content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from boxseg.files.names import is_file_inside
 READ_THREADS = 8
 """Reading files is mostly waiting for the disk."""
 PART_BYTES = 4096
-"""From the middle of a file: pictures of one size that differ do so there, but for few, and these are read whole."""
+"""Bytes that are compared in the middle of files of one size; nearly all that differ do so there."""
 
 
 def listed_files(folder: Path, images: Iterable[dict[str, Any]]) -> dict[Path, str]:
@@ -28,7 +28,7 @@ def find_same(paths: Sequence[Path]) -> list[list[Path]]:
     """Groups of files with the same bytes, in the order of the paths; links to one file are the same."""
     alike: dict[tuple[Hashable, ...], list[Path]] = {(): list(paths)}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        # Each look costs more than the one before, and has fewer files left.
+        # Each test costs more than the one before, but has fewer files left.
         for look in (_size, _middle, _digest):
             members = [(key, path) for key, group in alike.items() for path in group]
             seen = pool.map(functools.partial(_try, look), [path for _, path in members])
@@ -40,7 +40,7 @@ def find_same(paths: Sequence[Path]) -> list[list[Path]]:
 
 
 def _try(look: Callable[[Path], Hashable], path: Path) -> Hashable:
-    """What a look at a file gives; the path itself, which no other file has, where it cannot be read."""
+    """What `look` gives for a file; if it cannot be read, its path, which no other file has."""
     try:
         return look(path)
     except OSError:

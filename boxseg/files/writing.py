@@ -1,4 +1,4 @@
-"""Writes files so that they are whole whenever somebody reads them, and looks at what is there."""
+"""Writes files so that readers never see half of one, and reads plain files only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STORAGE_FAULTS = {
     errno.EACCES: "this account may not write there; change the rights",
     errno.EPERM: "this account may not write there; change the rights",
 }
-"""Error number -> what is wrong with the storage, and the way out; other errors are faults of ours."""
+"""Error number -> what is wrong with the storage, and what to do; other errors are faults of boxseg."""
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -38,8 +38,8 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     Args:
         path: The file; its folder exists.
         content: The whole content; text is stored as UTF-8.
-        durable: Wait until the content is on the disk. False is faster, for what can be found out again: a power loss
-            may then leave an empty file.
+        durable: Wait until the content is on the disk. False is faster, for content that can be made again: a power
+            loss may then leave an empty file.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
@@ -68,7 +68,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file that nobody reads yet; with `durable` its content is on the disk when this returns."""
+    """Write a file that has no readers yet; with `durable` its content is on the disk when this returns."""
     with path.open("wb") as file:
         file.write(data)
         if durable:
@@ -90,7 +90,7 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems keep names by themselves, and refuse.
+        # Some network file systems store names by themselves and refuse this.
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -109,7 +109,7 @@ def sync_tree(path: Path) -> None:
 def no_link(path: str, flags: int) -> int:
     """An `opener` for `open` that does not follow a link, for files that are appended to or locked.
 
-    Somebody who may write in the folder could otherwise have us write into any file of this account.
+    Otherwise somebody who may write in the folder could make boxseg write into any file of this account.
 
     Raises:
         ConfigError: it is a link.
@@ -157,7 +157,7 @@ def read_plain(path: Path, *, offset: int = 0, limit: int | None = None) -> byte
     """
     plain_size(path)  # opening a pipe would wait for somebody who writes into it
     with path.open("rb") as file:
-        # Asked for again: by now another file may have taken the place of the one above.
+        # Checked again: by now another file may have taken the place of the one above.
         size = os.fstat(file.fileno()).st_size
         if limit is not None and size > limit:
             raise ValueError(f"it has {size} bytes, and at most {limit} are allowed")

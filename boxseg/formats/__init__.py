@@ -3,4 +3,4 @@
 from typing import Literal
 
 Format = Literal["coco", "voc", "sbd", "yolo"]
-"""Formats that are read; here, since the command line lists them before it loads what reads them."""
+"""Formats that are read; defined here, since the command line lists them before it loads the readers."""

@@ -21,7 +21,7 @@ Splits = dict[str, CocoSplit]
 """Name of a split -> its images and objects."""
 
 MAX_OBJECTS = 2000
-"""Objects of one picture; far fewer have been drawn in any, and each takes a look at all pixels."""
+"""Most objects of one picture: nobody draws that many, and each costs a pass over all pixels."""
 UNPACK = "unpack the archive again"
 LIST_RULE = "lists and labels are text files in UTF-8"
 ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each pixel"
@@ -29,7 +29,7 @@ ID_RULE = "masks are palette, grey or 16-bit pictures, a whole number for each p
 
 @dataclass(frozen=True)
 class TurnedPicture:
-    """Size of a stored picture, and how viewers turn it: the shares of YOLO are of the picture as seen."""
+    """Size of a stored picture, and how viewers turn it: YOLO's shares refer to the picture as seen."""
 
     size: Size
     """(height, width) as stored, pixels."""
@@ -65,7 +65,7 @@ class TurnedPicture:
 
 
 def example_json(folder: Path) -> str:
-    """Words that name a JSON file in a folder or the ones below; none where there is none."""
+    """Words that name a JSON file in a folder or below; empty if there is none."""
     files = sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
     return f", perhaps {files[0]}" if files else ""
 
@@ -88,7 +88,7 @@ def read_ids(path: Path) -> NDArray[Any]:
     try:
         return read_picture(path, lambda picture: _ids(path, picture), ID_RULE, UNPACK)
     except UnreadableError as error:
-        # A picture of ids cannot be shrunk as a photograph can: its numbers would mix.
+        # The usual advice, to shrink the picture, would mix the numbers.
         way_out = UNPACK if error.rule == SIZE_RULE else error.way_out
         raise DataError(f"{path}: the picture {error.value}; {ID_RULE} ({way_out})") from error
 
@@ -126,7 +126,7 @@ def require_splits(splits: Splits, source: Path, sign: str, folder: str) -> Spli
     """Refuse a folder in which no split was found.
 
     Args:
-        splits: What was found; returned.
+        splits: What was found; given back.
         source: The folder.
         sign: A file that would have shown that it is the right folder.
         folder: Name of the right folder in the published archive.

@@ -51,7 +51,7 @@ def convert_coco(source: Path) -> Splits:
     content = read_whole(source)
     changes = Changes()
 
-    # Without a folder, as the images of a COCO file can be anywhere: they are not looked at.
+    # Without a folder: the images of a COCO file can be anywhere and are not looked at.
     clean_content(
         content, changes, path=source, keep_image=lambda image: is_inside(image["file_name"])
     )

@@ -1,4 +1,4 @@
-"""From what a person names, a file or a folder, to an annotation file and the folder of its images."""
+"""Finds the annotation file and the folder of its images from the file or folder that a person names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHER_ENDINGS = frozenset(
     {".csv", ".gz", ".jsonl", ".manifest", ".ndjson", ".parquet", ".rar", ".record", ".tar"}
     | {".tfrecord", ".tsv", ".txt", ".xml", ".zip"}
 )
-"""Files that people have annotations in, and that are not read."""
+"""Other files that people keep annotations in, which are not read."""
 
 
 def find_source(annotations: Path, images: Path | None) -> CocoSource:
@@ -50,7 +50,7 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     ]
     if not name:
         raise DataError(f"{annotations}: lists no image with a file name (name another file)")
-    # The name may be of another machine's disk; that it is, is told where the images are looked at.
+    # The name may be one of another machine; the check of the images reports that.
     for listed in (name, "/".join(split_name(name)[:1])):
         for folder in folders:
             if is_file_inside(folder, listed):
@@ -69,7 +69,7 @@ def _require_folder(images: Path) -> None:
 
 
 def refuse_addresses(*paths: Path | None) -> None:
-    """Refuse what is in an object store, for commands that read files of this machine alone.
+    """Refuse addresses of an object store, for commands that read only files of this machine.
 
     Raises:
         ConfigError: one of them is an address.
@@ -126,7 +126,7 @@ def import_boxes(data: Path, folder: Path, images: Path | None) -> CocoSource:
 
 
 def refuse_others(path: Path) -> None:
-    """Refuse a folder where an annotation file is needed, and files that by their names are none.
+    """Refuse a folder where an annotation file is needed, and files whose names show that they are none.
 
     Raises:
         ConfigError: tells how to import it.

@@ -27,7 +27,7 @@ class Wanted:
     min_quality: float = 0.0
     """Least quality; a mask without a quality was drawn by a person, and passes."""
     without_doubts: bool = False
-    """Leave out masks with a doubt, unless a person accepted them."""
+    """Leave out masks with a doubt, except those that a person accepted."""
     only_accepted: bool = False
     """Leave out masks that no person accepted."""
 
@@ -41,14 +41,14 @@ class GoodMasks:
     left_out: int
     """Number of other images."""
     reasons: dict[str, int]
-    """Why masks were not good -> how many; each mask has one reason."""
+    """Why masks were not good -> how many; each is counted once."""
     drawn_boxes: int
     """Masks that somebody drew, or another tool made, and that are no more than their box."""
     drawn_misfits: int
     """Such masks that are far larger or smaller than their box."""
 
     def summary(self) -> list[str]:
-        """Counts in words, and a warning where most masks are boxes."""
+        """Counts in words, with a warning if most masks are boxes."""
         images = len(self.content["images"])
         masks = len(self.content["annotations"])
         lines = [f"{images} images, {masks} masks; left out: {self.left_out} images{self._why()}"]
@@ -65,10 +65,10 @@ class GoodMasks:
         return lines
 
     def require_some(self, path: Path) -> None:
-        """Refuse to go on with nothing.
+        """Refuse to go on without images.
 
         Raises:
-            DataError: no image is left; tells why.
+            DataError: no image is left; says why.
         """
         if not self.content["annotations"]:
             raise DataError(
@@ -142,7 +142,7 @@ class _Object:
             return "quality below --min-quality"
         if wanted.only_accepted and not is_accepted:
             return "not accepted"
-        # What a person drew may well be a box: some objects are.
+        # A person may well draw a box: some objects are rectangles.
         if "quality" in annotation and self.is_its_box and not is_accepted:
             return "no more than its box"
         if wanted.without_doubts and annotation.get("doubts") and not is_accepted:
@@ -174,7 +174,8 @@ def find_good_masks(content: Content, wanted: Wanted, path: Path) -> GoodMasks:
         path: The file, for messages.
 
     Raises:
-        DataError: a mask cannot be decoded, a quality is no number, or nobody has accepted anything where that counts.
+        DataError: a mask cannot be decoded, a quality is no number, or nothing is accepted although only accepted masks
+            count.
     """
     sizes = image_sizes(content)
     objects = [

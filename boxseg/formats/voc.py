@@ -35,7 +35,7 @@ VOID = 255
 """VOC's border pixels, which belong to no object."""
 LISTS = ("train", "val", "trainval")
 SPLIT_FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}
-"""Folders that tools keep the images of a split in, by what the split is called here."""
+"""Folder in which tools keep the images of a split -> name of the split here."""
 VOC_LIST = "ImageSets/Segmentation/train.txt"
 MAX_XML_BYTES = 2**22
 """Limit for an annotation file; each object takes some hundred bytes."""
@@ -208,7 +208,7 @@ def _convert_folder(source: Path) -> Splits:
 
 def _find_annotations(source: Path) -> tuple[Path, list[Path]]:
     """The annotation files of a folder of a tool, sorted, and the folder that they are in or below."""
-    # LabelImg writes them where it is told to, often beside the images.
+    # LabelImg writes them where its user wants them, often beside the images.
     for folder in (source / "Annotations", source):
         names = [name for name in names_below(folder) if name.lower().endswith(".xml")]
         if names:
@@ -221,7 +221,7 @@ def _class_names(images: list[VocImage]) -> list[str]:
 
 
 def _find_files(source: Path, stems: list[str], images: list[VocImage], files: Names) -> list[str]:
-    """The file of each image, see `_find_file`; logged is how many annotation files name another one inside."""
+    """The file of each image, see `_find_file`; logs how many annotation files list another one."""
     names, others = [], []
     for stem, image in zip(stems, images, strict=True):
         names.append(_find_file(stem, image.file_name, files))
@@ -239,9 +239,9 @@ def _find_files(source: Path, stems: list[str], images: list[VocImage], files: N
 
 
 def _find_file(stem: str, listed: str, files: Names) -> str:
-    """The file of an image: named like its annotation file, or else as listed inside, or else what should be there.
+    """The file of an image: named like its annotation file, else as listed inside; if neither exists, the former name.
 
-    Tools find annotations by their name, and so do people who rename both; `<filename>` keeps what it was.
+    Tools find annotations by file name, and people rename both files together; `<filename>` keeps the old name.
     """
     match = files.find(listed) if listed else None
     if match is not None and PurePosixPath(match).stem == PurePosixPath(stem).name:
@@ -294,7 +294,7 @@ def _add_boxes(split: CocoSplit, image: VocImage, file_name: str, *, from_one: b
                 f"{classes} ({UNPACK})"
             )
         x1, y1, x2, y2 = item.box
-        # Pixel 1 is our 0, and its far side, where a box that includes it ends, our 1.
+        # Pixel 1 is our pixel 0; a box that includes it ends on its far side, which is our 1.
         box = [x1 - from_one, y1 - from_one, x2, y2]
         label = split.class_names.index(item.name)
         split.add_object(label, box=box, crowd=item.is_difficult)

@@ -57,7 +57,7 @@ class Layout:
 
 @dataclass
 class Tally:
-    """What was met while a data set was read, to be told at the end."""
+    """What was noticed while a data set was read, for warnings at the end."""
 
     images: int = 0
     without_labels: list[Path] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Tally:
     splits_of: dict[Path, list[str]] = field(default_factory=lambda: defaultdict(list))
     """Image -> the splits that it is in."""
     read_labels: dict[Path, set[Path]] = field(default_factory=lambda: defaultdict(set))
-    """Text file that was read -> for which images."""
+    """Text file -> the images for which it was read."""
     unreadable: list[UnreadableError] = field(default_factory=list)
     """Images that cannot be read."""
     poses: int = 0
@@ -73,8 +73,8 @@ class Tally:
     points: Counter[int] = field(default_factory=Counter)
     """How many points an outline has -> how many such outlines there are."""
     ending_in_1: Counter[int] = field(default_factory=Counter)
-    """The same of outlines whose last number is 1, as the first track's id is; larger ones are no shares. Of those of
-    three points, which may be a box with its confidence and id, only the ones that fit as a box."""
+    """The same for outlines whose last number is 1, which may be the id of the first track; larger ids are no shares.
+    Outlines of three points are counted only if they fit as a box with its confidence and id."""
     empty: int = 0
     """Outlines without a pixel inside."""
     classes: set[int] = field(default_factory=set)
@@ -101,7 +101,7 @@ def convert_yolo(source: Path) -> Splits:
     tally = Tally()
     for split_name, places in layout.places.items():
         if any(places == layout.places[earlier] for earlier in splits):
-            continue  # small data sets validate on what they train on
+            continue  # small data sets may validate on the images that they train on
         splits[split_name] = split = CocoSplit(source, layout.class_names)
         # A dict instead of a set keeps the order: lists that were joined name some images twice.
         for path in dict.fromkeys(itertools.chain(*map(_images_of, places))):
@@ -150,7 +150,9 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
     """
     if tally.without_labels:
         paths = _label_paths(tally.without_labels[0])
-        first_and_last = dict.fromkeys([str(paths[0]), str(paths[-1])])  # one, if it is the same
+        first_and_last = dict.fromkeys(
+            [str(paths[0]), str(paths[-1])]
+        )  # only one, if they are the same
         places = " and ".join(first_and_last)
         count = f"{len(tally.without_labels)} of {tally.images}"
         value = f"{count} images have no label file (looked for {places})"
@@ -192,7 +194,7 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
     """Log what is odd about the outlines as a whole.
 
     Raises:
-        DataError: all are boxes, each with a confidence and a track id: read as three points they are elsewhere.
+        DataError: all are boxes, each with a confidence and a track id: read as three points, they would be wrong.
     """
     outlines, triangles = tally.points.total(), tally.points[3]
     # a box with its confidence and track id looks like three points
@@ -221,7 +223,7 @@ def _warn_of_outlines(tally: Tally, source: Path) -> None:
 
 
 def _read_layout(source: Path) -> Layout:
-    """What the folder says of classes and splits, in `data.yaml` or else in `classes.txt`."""
+    """Classes and splits of the folder, from `data.yaml` or else `classes.txt`."""
     files = files_in(source, ".yaml", ".yml")
     if files:
         # `data.yaml`, or else the first by name: tools also call it `dataset.yaml` or like the data set.
@@ -279,7 +281,7 @@ def _parse_layout(source: Path, content: Any) -> Layout:
         try:
             places[split] = _find_places(source, base, paths)
         except DataError as error:
-            # Exporters name a test split whether or not there is one, and nobody trains on it.
+            # Exporters name a test split even where there is none, and it is not needed for training.
             if split != "test" or len(listed) == 1:
                 raise
             logger.warning("%s: the split is left out", error)
@@ -318,13 +320,13 @@ def _find_places(source: Path, base: str, listed: list[str]) -> list[Path]:
         # Tools write paths from `path` on, from the file on, or from a folder beside it (`../train/images`).
         without_dots = re.sub(r"^(\.\./)+", "", name)
         candidates = [source / base / name, source / name, source / without_dots]
-        # By the letters of the path: a link inside may lead anywhere.
+        # By the path as written: a link inside may lead anywhere.
         inside = [
             path for path in candidates if ".." not in Path(os.path.relpath(path, source)).parts
         ]
         place = next(filter(Path.exists, inside), None)
         if place is None:
-            # Of a path on another machine, as notebooks write it, the end may be here.
+            # Notebooks write paths of another machine, whose last parts may exist here.
             parts = name.replace("\\", "/").split("/")
             tails = ["/".join(parts[start:]) for start in range(1, len(parts))]
             here = next((tail for tail in tails if tail and (source / tail).exists()), None)
@@ -338,7 +340,7 @@ def _find_places(source: Path, base: str, listed: list[str]) -> list[Path]:
 
 
 def _images_of(place: Path) -> Iterator[Path]:
-    """Image files of a folder with all below, or of a list with a path a line."""
+    """Image files in and below a folder, or of a list with a path on each line."""
     if place.is_dir():
         yield from image_files(place)
     elif place.suffix.lower() == ".txt":
@@ -359,7 +361,7 @@ def _label_paths(image: Path) -> list[Path]:
         before, after = parts[: positions[-1]], parts[positions[-1] + 1 :]
         paths = [Path(*before, folder, *after) for folder in ("labels", "Labels", "LABELS")]
     paths.append(Path(*parts))
-    # Disks of Macs may write an accented letter as two characters, and an archive has both.
+    # Disks of Macs may write an accented letter as two characters, so an archive can have either.
     plain = paths[-1].stem
     stems = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
     names = [stem + ending for ending in (".txt", ".TXT") for stem in stems]
@@ -419,7 +421,7 @@ def _add_object(
     mask = decode_segmentation([points.ravel().tolist()], picture.size)
     has_pixels = bool(mask.any())
     tally.points[len(points)] += 1
-    # The number of the first track, or the lower edge of the picture.
+    # 1: the id of the first track, or the lower edge of the picture.
     ends_in_1 = numbers[-1] == 1
     if len(points) == 3:  # as a box, most triangles at the lower edge would reach beyond it
         ends_in_1 = ends_in_1 and _is_box_inside(shares[:4])

@@ -124,14 +124,14 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _place(name: str) -> str:
-    """Where an image lies below `images`: without folders of that name, as labels are looked for beside the last."""
+    """Where an image goes below `images`; other folders of that name are left out, as the last one leads to labels."""
     *folders, last = name.split("/")
     return "/".join([*(folder for folder in folders if folder != "images"), last])
 
 
 def _write_layout(folder: Path, splits: dict[str, list[str]], class_names: list[str]) -> None:
     """Write the lists of the splits, and `data.yaml`."""
-    # Without a `path`, trainers look beside this file; with `.`, where they were started or where they keep their sets.
+    # Without a `path`, trainers look beside this file; with `.`, in their working folder or where they keep data sets.
     layout = []
     for split, names in splits.items():
         paths = [f"./images/{_place(name)}\n" for name in names]
@@ -139,7 +139,7 @@ def _write_layout(folder: Path, splits: dict[str, list[str]], class_names: list[
         layout.append(f"{split}: {split}.txt\n")
     layout.append("names:\n")
     for label, name in enumerate(class_names):
-        # A text of JSON is one of YAML, whatever is in it.
+        # JSON is valid YAML, whatever letters the names have.
         layout.append(f"  {label}: {json.dumps(name)}\n")
     write_atomic(folder / "data.yaml", "".join(layout))
 
@@ -147,7 +147,7 @@ def _write_layout(folder: Path, splits: dict[str, list[str]], class_names: list[
 def split_names(names: Sequence[str]) -> dict[str, list[str]]:
     """Images to train, validate and test on: by their folders, or else a fifth to validate on; empty ones are left out.
 
-    The same image comes on the same side again, as far as the share allows, when others come or go.
+    As far as the share allows, an image stays on its side when others come or go.
 
     >>> split_names(["train/a.png", "valid/b.png", "c.png"])
     {'train': ['train/a.png', 'c.png'], 'val': ['valid/b.png']}
@@ -171,6 +171,6 @@ def _hold_out(names: Sequence[str]) -> set[str]:
     """A fifth of the names, by chance: one at least, unless there is but one."""
     if len(names) < 2:
         return set()
-    # Of the name alone, so that other names do not change it.
+    # By the name alone, so that other names do not change it.
     order = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
     return set(order[: max(1, round(VAL_SHARE * len(order)))])
