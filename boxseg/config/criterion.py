@@ -9,14 +9,14 @@ from typing import Literal
 
 Mode = Literal["max", "min"]
 MIN_SCORE = 0.3
-"""Score from which on `boxseg predict` and the served model give a detection, unless they are asked for more."""
+"""Least score of the detections that `boxseg predict` and the served model give by default."""
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A metric and the direction in which it gets better.
 
-    A metric that is absent or not finite is no value, and what has no value never wins.
+    A metric that is absent or not finite counts as no value, and an evaluation without a value never wins.
     """
 
     metric: str
@@ -31,7 +31,7 @@ class Criterion:
         return _finite(metrics.get(self._decides(metrics)))
 
     def score(self, value: float | None) -> float:
-        """A value so that larger is better, whatever the mode; -inf for none."""
+        """The value turned so that larger is better, whatever the mode; -inf without a value."""
         value = _finite(value)
         if value is None:
             return -math.inf
@@ -42,13 +42,13 @@ class Criterion:
         return max(map(_finite, values), key=self.score, default=None)
 
     def told(self, value: float | None) -> float:
-        """A value for those who need a number, such as a trial scheduler: for none, one that is worse than all."""
+        """The value for a trial scheduler, which needs a number: without a value, one that is worse than all."""
         if value is not None:
             return value
         return -1e9 if self.mode == "max" else 1e9
 
     def better(self, metrics: Mapping[str, float], *, than: Mapping[str, float]) -> bool:
-        """Whether one evaluation beats another, which may be empty; of equal ones neither does."""
+        """Whether one evaluation beats another, which may be empty; equal ones do not beat each other."""
         name = self._decides({**than, **metrics})
         return self.score(metrics.get(name)) > self.score(than.get(name))
 

@@ -1,4 +1,4 @@
-"""Typed settings of the method; importable without torch. What a field says is what runs; presets are in presets.py."""
+"""Typed settings of the method, as they are used; presets are in presets.py. Importable without torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        # the sentence below a field is its description in the JSON schema
+        # the docstring of a field is its description in the JSON schema
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         protected_namespaces=(),
@@ -187,8 +187,8 @@ class TrainConfig(Config):
     object_size: tuple[float, float] = (48.0, 128.0)
     """What the longer side of the object in the middle of a window becomes, drawn between these two [px]."""
     closer: float = Field(1.0, ge=1, le=4)
-    """Windows and the objects in them are so many times as large towards the end of the run: outlines gain by it, and
-    to look closer from the beginning would take longer. 1: the same all along."""
+    """Towards the end of the run windows and the objects in them are this many times as large: outlines get better,
+    and doing so from the beginning would take longer. 1: the same all along."""
     closer_from: float = Field(0.75, ge=0, lt=1)
     """Share of the steps after which windows are larger, see `closer`."""
     eval_size: int | None = Field(None, ge=32)

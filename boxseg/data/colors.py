@@ -60,7 +60,7 @@ class Recoloring:
 
 def draw_recoloring(limits: ColorChanges, generator: Generator) -> Recoloring:
     """Draw the changes of one image: jitter in random order, then perhaps grey, then perhaps blurred."""
-    # All numbers are drawn whether or not they are needed: so each depends on its own chance alone.
+    # All numbers are drawn, needed or not, so that no change shifts the random numbers of another.
     jitter, grey, blur, *shares = torch.rand(7, generator=generator).tolist()
     order = torch.randperm(len(JITTER), generator=generator).tolist()
     sigma_share = torch.rand(1, generator=generator).item()

@@ -1,4 +1,4 @@
-"""What a data set is like, in the few numbers that settings depend on; needs no torch."""
+"""Measures a data set in the few numbers that settings depend on; needs no torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from boxseg.files.reading import UnreadableError, read_picture
 LOOKED_AT = 64
 """Images that are opened, spread evenly over the file."""
 PIXELS_LOOKED_AT = 2 * 10**8
-"""Pixels that are decoded at most: some seconds."""
+"""Most pixels that are decoded, which takes some seconds."""
 BOXES_LOOKED_AT = 8
 """Boxes of an opened image whose colours are compared with those around them."""
 PIXEL_STEP = 4
-"""Whether an image is grey is told from every so many rows and columns, which tell as much."""
+"""Whether an image is grey is judged by every fourth row and column."""
 GREY_LEVELS = 6
 """How far red, green and blue of a grey image may differ (0 … 255): compression adds some colour."""
 GREY_PERCENTILE = 99
@@ -36,11 +36,11 @@ GREY_PERCENTILE = 99
 NOTICED = 75
 """Percentile of the colour distances within a box that counts as its object's: most objects fill a quarter or more."""
 FEWEST_PIXELS = 8
-"""A box, or what is around it, with fewer says nothing about colours."""
+"""A box, or what is around it, with fewer pixels says nothing about colours."""
 MARGIN = 0.25
 """What counts as around a box reaches this far from it, as a share of its longer side; two pixels at least."""
 CONTRAST_PX = 256
-"""Of longer boxes every second or third pixel is looked at, and so on: as many tell as much of colours."""
+"""Longest side of a box [px] of which every pixel is read; of longer ones every second, third, … is enough."""
 BAR_LEVELS = 12
 """How far the pixels of a bar differ (0 … 255), such as the grey one above and below a letterboxed picture."""
 

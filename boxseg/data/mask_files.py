@@ -1,4 +1,4 @@
-"""Masks that a file holds, COCO instances or a COCO list of results, for images and classes of data; needs no torch."""
+"""Masks of a file, COCO instances or a list of results, matched to the images and classes of data; needs no torch."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CLOSE_PX = 2.0
 CLOSE_SHARE = 0.1
 """The sides of a box and of the one around its mask differ by this much, or this share of the longer side."""
 LOOKED_AT = 1000
-"""Entries whose boxes are held against their masks: a file writes all of them alike."""
+"""Most entries whose boxes are compared with their masks: a file writes all of them alike."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """What a file of masks holds, held against no data set yet; each of its entries can be used."""
+    """Content of a file of masks, not yet matched to a data set; each of its entries can be used."""
 
     path: Path
     entries: list[Entry]
@@ -251,7 +251,7 @@ def _require_distinct(path: Path, index_of: dict[int, int], data: CocoBoxes) -> 
 
 
 def labels_of_file(file: MaskFile, data: CocoBoxes) -> dict[int, int]:
-    """Category id of a file of masks -> label of the data; `ABSENT` for a class that it lists and the data has not."""
+    """Category id of a file of masks -> label of the data; `ABSENT` for a class that it lists and the data lacks."""
     by_id = {category_id: label for label, category_id in enumerate(data.category_ids)}
     if not isinstance(file.categories, list):
         return by_id

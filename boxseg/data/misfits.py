@@ -22,16 +22,16 @@ GOOD_PX = 32
 WINDOW_PX = 256
 """Side of the windows that a recipe has."""
 LARGEST_SIDE = 2000
-"""Short sides beyond this are no advice: windows are the way then."""
+"""Largest short side that is advised: beyond it windows are better."""
 SIDE_STEP = 32
 """Advised sides are multiples of this: batches are padded to such sides anyway."""
 PLAIN_CONTRAST = 10.0
 """CIELAB distance of an object from its surroundings from which on the usual colour threshold tells them apart."""
 USUAL_COLOR_THR = 0.3
 FEWEST_MOVED = 10
-"""Of fewer boxes, all may look better elsewhere by chance; of these all have to, of each three more two."""
+"""Fewer boxes may all look better elsewhere by chance. Of ten all have to, of each three more two."""
 MANY_MOVED = 32
-"""Of so many or more, a share is enough."""
+"""Of this many boxes or more, a share is enough."""
 MOST_MOVED = 0.6
 """Share of the boxes that differ more from their surroundings once they are moved by half: a third or less of boxes
 around their objects, two thirds or more of those that are half a box away."""
@@ -59,7 +59,7 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
 
 
 def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
-    """A sentence if boxes look like corners, half a box away from their objects, or of images without bars."""
+    """A sentence if boxes look like corners, half a box away from their objects, or made for images without bars."""
     colours = fingerprint.colours
     if colours is None:
         return
@@ -84,7 +84,7 @@ def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
 
 
 def _are_most(is_better: Sequence[bool]) -> bool:
-    """Whether more boxes look better elsewhere than do by chance."""
+    """Whether more boxes look better elsewhere than would by chance."""
     count, number = len(is_better), sum(is_better)
     if count < MANY_MOVED:
         return 3 * number >= 2 * count + FEWEST_MOVED
@@ -124,7 +124,7 @@ def find_shared(train: CocoSource, val: CocoSource) -> Iterator[str]:
 
 
 def _too_alike(fingerprint: Fingerprint, threshold: float) -> Iterator[str]:
-    """Objects whose colours a threshold takes for those around them."""
+    """A sentence if a threshold takes the colours of objects for those around them."""
     if fingerprint.colours is None:
         return
     contrast = fingerprint.colours.contrast
@@ -144,14 +144,14 @@ def _too_small(
     *,
     or_windows: bool = False,
 ) -> Iterator[str]:
-    """Boxes that are too small for a shape.
+    """A sentence if boxes are too small for a shape.
 
     Args:
         fingerprint: The data.
         name: The setting that says the short side.
         short_side: Its value [px].
         max_size: Limit of the long side [px].
-        or_windows: Whether windows are another way out.
+        or_windows: Whether to advise windows as well.
     """
     median = _median_size(fingerprint, short_side, max_size)
     if median >= FEWEST_CELLS * CELL_PX:
@@ -187,7 +187,7 @@ def _long_side(fingerprint: Fingerprint, short_side: int) -> int:
 
 
 def _too_many(fingerprint: Fingerprint, name: str, limit: int, what_for: str) -> Iterator[str]:
-    """More boxes in many images than a setting allows."""
+    """A sentence if many images have more boxes than a setting allows."""
     many = fingerprint.boxes_per_image.high
     if many > limit:
         yield (

@@ -1,4 +1,4 @@
-"""Joins what a network finds in the tiles of an image: every object once, and whole."""
+"""Joins what a network finds in the tiles of an image, so that every object is there once, and whole."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from boxseg.ops.masks import REACH, tight_boxes
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, RawDetections
 
 CUT_PX = 8
-"""A box that comes this close to a side of its tile, beyond which the image goes on, may be cut by it [px]."""
+"""A box this close to a side of its tile that is no border of the image may be cut by it [px]."""
 SAME = 0.5
-"""Overlap from which two tiles show the same object in what they have in common, if their scores differ no more."""
+"""Detections of two tiles are one object if they overlap this much where the tiles do, and scores differ no more."""
 
 Link = tuple[int, int]
-"""Two detections that are of the same object."""
+"""Two detections of the same object."""
 
 
 class Finder:
@@ -63,7 +63,7 @@ class Finder:
         ]
 
     def _read(self, tiles: Tiles, position: int, predictions: Any, raw: RawDetections) -> _Part:
-        """What the tile at a position shows, in the place that it has in its image."""
+        """Detections in the tile at a position, in pixels of its image."""
         tile = tiles.places[position]
         top, left = tile.corner
         height, width = tiles.batch.sizes[position]
@@ -74,7 +74,7 @@ class Finder:
         logits = self._network.mask_logits(predictions, image_index, detections.handle)
 
         image_height, image_width = self._batch.sizes[tile.image]
-        # Left, top, right, bottom: a border of the image cuts nothing.
+        # Left, top, right, bottom; a border of the image cuts nothing.
         goes_on = torch.tensor(
             [left > 0, top > 0, left + width < image_width, top + height < image_height]
         )
@@ -191,7 +191,7 @@ def _draw(canvas: Tensor, maps: Iterable[_Map]) -> None:
 
 
 def _join_cut(parts: Sequence[_Part]) -> _Objects:
-    """One object for what several tiles show of it.
+    """Join what several tiles show of one object.
 
     What a tile has cut is dropped if another tile shows most of it as part of a whole object. If none does, cut ones
     that look alike where their tiles overlap are joined.
@@ -214,7 +214,7 @@ def _join_cut(parts: Sequence[_Part]) -> _Objects:
             dropped.add(row)
             continue
         cut = (others & is_cut & (scores * SAME <= scores[row])).nonzero()[:, 0]
-        # Each of the two as the other one's tile would show it.
+        # Each of the two cut to the other one's tile.
         here = _inside(boxes[cut], tiles[tile_of[row]].expand(len(cut), 4))
         there = _inside(boxes[row].expand(len(cut), 4), tiles[tile_of[cut]])
         is_same = box_iou(here, there).diagonal() >= SAME

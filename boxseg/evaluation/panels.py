@@ -108,7 +108,7 @@ def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Ima
 def place_numbers(
     masks: Sequence[np.ndarray], numbers: Sequence[float]
 ) -> list[tuple[Point, str]]:
-    """Where numbers are written, x y, and how: none hides its mask, and none stands in another, the largest mask first.
+    """Where to write the number of each mask, x y, and how: it hides neither its mask nor another number.
 
     Args:
         masks: Bool (h, w), at the size of the picture.

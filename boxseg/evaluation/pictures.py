@@ -1,4 +1,4 @@
-"""What the last evaluation leaves for people: precision and recall, a table of classes, the worst images."""
+"""Files of the last evaluation for people: precision and recall, a table of classes, the worst images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_DRAWN = 1000
 TITLES = {"mask": "masks", "box": "boxes", "boundary": "boundaries of masks"}
 """Kind of AP -> what is measured."""
 MAX_CURVES = 10
-"""Classes with a curve of their own; with more, only the mean is drawn."""
+"""Most classes with a curve each; with more, only the mean is drawn."""
 
 
 def draw_evaluation(
@@ -104,7 +104,7 @@ def draw_worst(
     *,
     count: int = WORST,
 ) -> Path:
-    """Panels of the images of lowest AP, the lowest first."""
+    """Draw panels of the images of lowest AP, the lowest first."""
     by_image = {result.image_id: result for result in results}
     ranked = sorted((ap, image_id) for image_id, ap in scores.image_ap.items())
     rows = []
@@ -117,8 +117,8 @@ def draw_worst(
 def panel_row(data: CocoBoxes, index: int, result: ImageResult) -> PanelRow:
     """An image, its boxes, its drawn masks with the IoU of what was found there, and the confident detections.
 
-    All at the size of a tile: a photograph of a hundred objects would be a hundred frames otherwise. Of thousands of
-    objects the first `MOST_DRAWN` are drawn, as a tile shows no more.
+    All at the size of a panel's tile: at full size, the masks of a hundred objects would be a hundred frames. Of
+    thousands of objects the first `MOST_DRAWN` are drawn, as a tile shows no more.
     """
     sample, drawn = data[index], data.drawn_rles(index)
     true = [rle for rle in drawn if rle is not None][:MOST_DRAWN]

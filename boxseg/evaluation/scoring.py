@@ -33,7 +33,7 @@ from boxseg.predict import Predictor
 BOUNDARY_SHARE = 0.02
 """Width of the boundary region, as a share of the image's diagonal."""
 SAME_IN = ("image_id", "category_id", "score", "quality")
-"""Detections that agree in these keys, and in their box, are the same one."""
+"""Detections with the same box that agree in these keys are one detection."""
 ROWS = 500
 """Boxes that are compared with all detections at once; of ten thousand, all together take gigabytes."""
 FOUND_IOU = 0.5
@@ -73,7 +73,7 @@ def boundary_rle(rle: Rle) -> Rle:
     part = decode_part(rle, (height, width))
     if not part.pixels.size:
         return rle
-    # Beyond the mask everything is outside, also where it touches a side of the image.
+    # Everything around the mask counts as outside, also beyond the border of the image.
     padded = np.pad(part.pixels, 1)
     depth = ndimage.distance_transform_cdt(padded, metric="chessboard")[1:-1, 1:-1]
     near_outline = (depth > 0) & (depth <= distance)
@@ -108,7 +108,7 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
         ConfigError: no class of the network is one of the data.
     """
     place, names = data.source.annotations, predictor.class_names
-    # The very classes that were trained on, even where two of them are named alike.
+    # Exactly the classes that were trained on, even if two of them have the same name.
     if (tuple(predictor.category_ids), tuple(names)) == (data.category_ids, data.class_names):
         return np.arange(len(names))
     require_shared_class(names, data.class_names, place)
@@ -120,7 +120,7 @@ def match_classes(predictor: Predictor, data: CocoBoxes) -> NDArray[np.int64]:
 def _warn_of_classes(
     whose: str, names: Sequence[str], labels: Sequence[int], data: CocoBoxes
 ) -> None:
-    """Log which classes of the data are never found, and which of those of a network, or file, it has not."""
+    """Log which classes of the data the network or file lacks, and which of its own the data lacks."""
     place = data.source.annotations
     unknown = [name for label, name in enumerate(data.class_names) if label not in labels]
     foreign = [name for name, label in zip(names, labels, strict=True) if label == ABSENT]
@@ -184,7 +184,7 @@ def _of_known_classes(
 
 
 def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:
-    """Log how many detections are there twice, as where two processes wrote the same images."""
+    """Log how many detections are repeated, as when two processes wrote the same images."""
     keys = [(*(entry.get(key) for key in SAME_IN), *entry["bbox"]) for entry in entries]
     repeated = len(keys) - len(set(keys))
     if repeated:
@@ -195,7 +195,7 @@ def _warn_of_repeated(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageResult]) -> None:
-    """Log that most objects are found as another class, or none at all: the files may count or measure differently."""
+    """Log if most objects are found as another class, or not at all: the files may count or measure differently."""
     objects = own = other = 0
     for result in results:
         boxes, labels = data.boxes_and_labels(data.index_of(result.image_id))

@@ -15,9 +15,9 @@ from boxseg.ops.boxes import box_area
 from boxseg.structures import Batch
 
 OVERLAP = 0.25
-"""Least share of its side that a tile has in common with the next one; objects up to this size are whole in one."""
+"""Least share of its side that a tile shares with the next one; objects up to this size are whole in one tile."""
 GRID = 32
-"""Tiles begin and end at multiples of this [px], as pyramids have it."""
+"""Tiles begin and end at multiples of this [px], the coarsest step of the pyramid."""
 
 Corner = tuple[int, int]
 """First row and column of a tile in its image, pixels."""
@@ -31,7 +31,7 @@ class Tile:
     """Which image of the batch."""
     corner: Corner
     rows: Tensor
-    """int64 (n,): the boxes of its image of which this tile shows most."""
+    """int64 (n,): the boxes of its image that this tile shows more of than the others do."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def cut_tiles(batch: Batch, *, side: int | None, at_once: int) -> Iterator[Tiles
 
     Args:
         batch: Images of any size.
-        side: Side of square tiles, a multiple of 32 [px]; None: whole images. So too where no image is larger.
+        side: Side of square tiles, a multiple of 32 [px]; None: whole images, as also if no image is larger.
         at_once: Tiles or images.
     """
     if side is None or all(max(size) <= side for size in batch.sizes):

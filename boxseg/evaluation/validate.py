@@ -97,7 +97,7 @@ def _join_metrics(
 
 
 def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics by their names in the tracking server, which shows those of a group side by side."""
+    """Metrics by their full names, as in `val/mask_ap`; the tracking server shows those of a group side by side."""
     grouped = {}
     for name, value in metrics.items():
         group = "health" if name in HEALTH else "val"
@@ -106,7 +106,7 @@ def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def choose_network(metrics_of: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
-    """The network whose numbers stand for the run; of equal ones the first.
+    """The network whose metrics stand for the run; of equal ones the first.
 
     Args:
         metrics_of: Name of each network -> its metrics.
@@ -186,13 +186,13 @@ def _encode_all(detections: list[Detections]) -> list[ImageResult]:
 
 
 class PseudoMaskWatcher:
-    """Sees what an evaluation computes anyway: measures the teacher's pseudo masks, and collects rows of the panels."""
+    """Watches an evaluation: measures the teacher's pseudo masks and collects rows of the panels from its outputs."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self.labelled: list[tuple[float, float]] = []
         """Quality and IoU of every box with a drawn mask."""
-        # rank 0 draws, so from its share
+        # rank 0 draws, so these are images of its share
         own = range(rank(), evaluated_images(trainer), world_size())
         self._wanted = {
             trainer.val_data.image_id(index) for index in own[: trainer.config.train.panels]
@@ -238,7 +238,7 @@ class PseudoMaskWatcher:
         ]
 
     def _measure(self, masks: Tensor, quality: Tensor, batch: Batch, position: int) -> None:
-        """Hold the pseudo masks of an image against its drawn ones, if all are drawn."""
+        """Compare the pseudo masks of an image with its drawn ones, if all are drawn."""
         data = self._trainer.val_data
         index, size = data.index_of(batch.image_ids[position]), batch.sizes[position]
         drawn = data.drawn_rles(index)

@@ -1,4 +1,4 @@
-"""What a trained run is used for: boxes and masks for images, and a network as one file."""
+"""Uses of a trained run: boxes and masks for images, and the network as one file."""
 
 from boxseg.predict.predictor import Predictor
 

@@ -88,7 +88,7 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
 
     Raises:
         ConfigError: the network is another one, or not for ONNX, or a package is missing.
-        BoxSegError: the file would not do what the network does; nothing is written.
+        BoxSegError: the file would give other results than the network; nothing is written.
         StorageError: the disk is full, read-only or gone; what was there before is untouched.
     """
     if not isinstance(predictor.network, CondInst):
@@ -122,13 +122,13 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
         )
     # From memory: libraries that write it themselves may abort on a full disk.
     write_atomic(path, content)
-    # Named after the whole name: a model.pt beside model.onnx may be of another run.
+    # The whole name and .json: a model.pt beside model.onnx may be of another run.
     write_atomic(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1))
     return about
 
 
 def has_onnx(network: nn.Module) -> bool:
-    """Whether ONNX has all operations of a network: resizing with antialiasing, as in many plain ViTs, is none."""
+    """Whether ONNX has all operations of a network: it lacks resizing with antialiasing, which many plain ViTs use."""
     vits = (module for module in network.modules() if isinstance(module, PlainVit))
     return not any(vit.resizes for vit in vits)
 
@@ -143,7 +143,9 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
         ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder, "model.onnx")
-        warnings.simplefilter("ignore")  # of tracing: the check below shows whether it went well
+        warnings.simplefilter(
+            "ignore"
+        )  # warnings of tracing: the check below shows whether it worked
         torch.onnx.export(
             model,
             (_image(CHECK_SIZES[0]),),
@@ -199,7 +201,7 @@ WRITERS: dict[Format, Callable[[Any], tuple[bytes, dict[str, float]]]] = {
 def _compare(model: Deployed, run: Run) -> dict[str, float]:
     """Largest difference on images of several sizes (see `_difference`), and seconds per image of either side."""
     difference, seconds = 0.0, {"seconds": 0.0, "torch_seconds": 0.0}
-    # Two sizes, as a traced network may have taken the first one's numbers for constants.
+    # Two sizes, as tracing may have turned sizes of the first image into constants.
     for size in CHECK_SIZES:
         image = _image(size)
         began = time.perf_counter()

@@ -28,9 +28,9 @@ from boxseg.predict.predictor import Predictor, as_image, in_batches
 from boxseg.structures import Detections
 
 STEM_BYTES = 200
-"""Of the name of an image, in that of its picture."""
+"""Bytes of an image's name that its picture's name keeps."""
 DRAWN_BY = "boxseg predict"
-"""What a picture of ours says of itself, so that a later call knows it."""
+"""Mark in our pictures, by which a later call knows them."""
 FAST = 1
 """Compression of PNG that takes a quarter of the time of the usual one, for files a fifth larger."""
 
@@ -76,7 +76,9 @@ def predict_files(
         images = [picture.pixels for picture in batch if isinstance(picture.pixels, Tensor)]
         detections = iter(predictor(images))
         for picture in batch:
-            image_id += 1  # unreadable files take a number too, so that overlays keep the order of the files
+            image_id += (
+                1  # unreadable files count too, so that overlays are numbered like the files
+            )
             if isinstance(picture.pixels, DataError):
                 yield picture.pixels
                 continue
@@ -116,7 +118,7 @@ def remove_earlier(overlays: Path, kept: Collection[str]) -> None:
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `predict_files` gave for all images as one COCO instance file; annotations have a `score`."""
+    """One COCO instance file of what `predict_files` gave for all images; annotations have a `score`."""
     classes = zip(predictor.category_ids, predictor.class_names, strict=True)
     return {
         "images": [part["image"] for part in parts],

@@ -110,7 +110,7 @@ class Predictor:
     def _collate(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Batch]]:
         """Places in `images`, and these images as a batch.
 
-        Only images of one size in the network are in a batch: padding beyond it would change what the network says.
+        Only images of one size in the network share a batch: more padding would change the network's output.
         """
         train = self.config.train
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -151,7 +151,7 @@ class Predictor:
                     f"{self.device}: an image of {size} px (height x width in the network) does not fit in memory; "
                     "use --device cpu, or a model with a smaller train.eval_size or train.eval_tile"
                 ) from error
-            # the halves have to wait until the error, which holds on to memory, is gone
+            # not within `except`: the error holds on to memory that the halves need
             predictions = None
         if predictions is not None:
             yield tiles, predictions
