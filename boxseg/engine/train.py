@@ -79,9 +79,8 @@ def train(
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
     if saved is not None and rank() == 0:
         checkpoint.settle(saved, criterion)
-    progress = gather_objects(restore(trainer, saved))[
-        0
-    ]  # rank 0's: others may not have all files
+    # Rank 0's progress: others may not have all files.
+    progress = gather_objects(restore(trainer, saved))[0]
     reporter.on_best(progress.best_step, progress.best)
     train_config = trainer.config.train
     eval_steps = due_steps(trainer.steps, train_config.eval_every)

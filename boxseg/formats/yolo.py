@@ -150,9 +150,8 @@ def _warn_of_labels(tally: Tally, source: Path) -> None:
     """
     if tally.without_labels:
         paths = _label_paths(tally.without_labels[0])
-        first_and_last = dict.fromkeys(
-            [str(paths[0]), str(paths[-1])]
-        )  # only one, if they are the same
+        # Only one, if they are the same.
+        first_and_last = dict.fromkeys([str(paths[0]), str(paths[-1])])
         places = " and ".join(first_and_last)
         count = f"{len(tally.without_labels)} of {tally.images}"
         value = f"{count} images have no label file (looked for {places})"

@@ -90,9 +90,8 @@ def take_close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
         wanted = min(longest * whole[0] / size[0], ENLARGED * train.max_size)
     # With less, even the smallest window would show far more than the box, at the same cost.
     wanted = min(max(wanted, PADDED_TO / CONTEXT), MAX_ENLARGEMENT * longest)
-    side = (
-        max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
-    )  # rounded up, so that nothing is padded
+    # Rounded up, so that nothing is padded.
+    side = max(-(-round(CONTEXT * wanted) // PADDED_TO), 1) * PADDED_TO
     window = place_window(box, size, side=side, object_size=wanted)
     alone = replace(
         sample,

@@ -143,9 +143,7 @@ def _make_onnx(network: Any) -> tuple[bytes, dict[str, float]]:
         ) from error
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder, "model.onnx")
-        warnings.simplefilter(
-            "ignore"
-        )  # warnings of tracing: the check below shows whether it worked
+        warnings.simplefilter("ignore")  # those of tracing: the check below shows if it worked
         torch.onnx.export(
             model,
             (_image(CHECK_SIZES[0]),),

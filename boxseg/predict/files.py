@@ -76,9 +76,7 @@ def predict_files(
         images = [picture.pixels for picture in batch if isinstance(picture.pixels, Tensor)]
         detections = iter(predictor(images))
         for picture in batch:
-            image_id += (
-                1  # unreadable files count too, so that overlays are numbered like the files
-            )
+            image_id += 1  # for unreadable files too, so that overlays are numbered like the files
             if isinstance(picture.pixels, DataError):
                 yield picture.pixels
                 continue

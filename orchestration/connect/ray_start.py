@@ -109,9 +109,8 @@ def _start(
     """Start Ray, with several attempts if need be; returns its folder."""
     for number, pause in enumerate(PAUSES_S, 1):
         time.sleep(pause)
-        folder = (
-            private / f"ray{number}"
-        )  # a folder inside the private one, as Ray makes its own readable for everybody
+        # Inside the private folder, as Ray makes its own readable for everybody.
+        folder = private / f"ray{number}"
         try:
             if number == 1:
                 _init(folder, dashboard=dashboard)

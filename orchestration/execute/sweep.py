@@ -134,9 +134,8 @@ def _run_trials(trials: Trials, *, progress: bool) -> None:
                                 tuner.fit, functools.partial(trials.look, display)
                             )
                     finally:
-                        trials.plan = replace(
-                            trials.plan, shares=None
-                        )  # an actor that ends with Ray
+                        # The shares are in an actor, which ends with Ray.
+                        trials.plan = replace(trials.plan, shares=None)
             trials.close_all(interrupted=signals.has_received())
             display.update(trials.table())
     finally:

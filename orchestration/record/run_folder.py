@@ -295,9 +295,8 @@ class RunFolder:
                     return now
             kept = failure
             if failure is not None and cause_was_known and not cause_is_known:
-                kept = (
-                    now.failure
-                )  # the reason of the retry says more than that the process is gone
+                # The reason of the retry says more than that the process is gone.
+                kept = now.failure
             return replace(now, status=status, ended=time.time(), failure=kept)
 
         return self._change(change)

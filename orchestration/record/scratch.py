@@ -48,9 +48,8 @@ def scratch_folder(what: str, *, for_ray: bool = False) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"boxseg-{what}-{os.getpid()}-", dir=place))
     unlocked = folder / f".{OWNER}"
     with file_lock(unlocked):
-        unlocked.rename(
-            folder / OWNER
-        )  # so that nobody ever finds a file of this name unlocked while we live
+        # So that no process finds a file of this name unlocked while this one lives.
+        unlocked.rename(folder / OWNER)
         try:
             yield folder
         finally:

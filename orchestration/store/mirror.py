@@ -68,9 +68,8 @@ class Mirror:
         self.folder = folder
         self.store, self.prefix = place_of(folder)
         self._versions = self._read_versions()
-        self._drove_last: bool | None = (
-            None  # whether this machine drove it last; None: not known yet
-        )
+        # Whether this machine drove it last; None: not known yet.
+        self._drove_last: bool | None = None
         self._drives = False
 
     def begin(self, *, drove_last: bool) -> None:
