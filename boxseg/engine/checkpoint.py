@@ -95,8 +95,9 @@ def save_checkpoint(
             for name, content in files.items():
                 write_file(scratch / name, content)
             sizes = {name: len(content) for name, content in files.items()}
+            sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
             told = {"step": step, "bytes": sizes, **about}
-            text = json.dumps(_with_sums(told, _sums_of(files)), indent=1)
+            text = json.dumps(_with_sums(told, sums), indent=1)
             write_file(scratch / ABOUT, text.encode())
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.
@@ -345,10 +346,6 @@ def _rewrite_about(folder: Path, about: dict[str, Any]) -> None:
     sums = {name: digest for name, digest in about.pop("sha256").items() if name != ABOUT}
     with naming_storage_faults(folder):
         write_atomic(folder / ABOUT, json.dumps(_with_sums(about, sums), indent=1))
-
-
-def _sums_of(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def _with_sums(about: dict[str, Any], sums: dict[str, str]) -> dict[str, Any]:

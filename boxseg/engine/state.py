@@ -78,10 +78,6 @@ class Trainer:
             state["bank"] = self.bank.state_dict()
         return state
 
-    def shared_state(self) -> dict[str, Any]:
-        """State, besides the networks, that is the same in all processes."""
-        return {"optimizer": self.optimizer.state_dict()}
-
     def load(
         self,
         networks: dict[str, dict[str, Tensor]],

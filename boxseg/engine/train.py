@@ -292,7 +292,7 @@ def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
         }
         files = checkpoint.pack(
             {name: network.state_dict() for name, network in trainer.networks().items()},
-            {"shared": trainer.shared_state(), "ranks": states},
+            {"shared": {"optimizer": trainer.optimizer.state_dict()}, "ranks": states},
         )
         checkpoint.save_checkpoint(checkpoints, step=progress.step, files=files, about=about)
         checkpoint.publish(checkpoints, folder)
