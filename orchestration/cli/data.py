@@ -22,7 +22,7 @@ from orchestration.cli.options import (
     require_new,
     require_room,
 )
-from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
+from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say, warn
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def check(
     elif faults:
         headings = ("", "file", "image", "annotation", "what is wrong")
         print_table(headings, itertools.chain(*map(_fault_rows, faults)))
-    for misfit in misfits:
-        say(f"warning: {misfit}")
+    warn(misfits)
     say(f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(ExitCode.DATA)

@@ -11,7 +11,7 @@ import typer
 from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
 from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional, require_room
-from orchestration.cli.output import print_json, print_pairs, print_table, say
+from orchestration.cli.output import print_json, print_pairs, print_table, say, warn
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
@@ -143,8 +143,7 @@ def predict(
     require_room("--output", output)
     paths = find_image_files([file for source in sources for file in fetch_pictures(source, say)])
     find_trained(storage, run)  # for its errors, before torch is loaded
-    for warning in filter(None, (tell_paged(paths), tell_turned(paths))):
-        say(f"warning: {warning}")
+    warn(filter(None, (tell_paged(paths), tell_turned(paths))))
 
     from boxseg.predict.files import (
         join_coco,

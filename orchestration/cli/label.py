@@ -22,7 +22,7 @@ from orchestration.cli.options import (
     require_room,
     storage_option,
 )
-from orchestration.cli.output import print_json, print_line, print_pairs, say
+from orchestration.cli.output import print_json, print_line, print_pairs, say, warn
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def _read_classes(task: LabelTask) -> list[str]:
     classes = read_data(task.data)
     if task.train_on is not task.data:
         trained = read_data(task.train_on)
-        for doubt in class_doubts(str(task.train_on.annotations), trained, classes):
-            say(f"warning: {doubt}")
+        warn(class_doubts(str(task.train_on.annotations), trained, classes))
     return classes
 
 
@@ -174,8 +173,7 @@ def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
     from orchestration.record.find_runs import find_trained
 
     doubts = list(find_doubts(find_trained(storage, run), classes))
-    for doubt in doubts:
-        say(f"warning: {doubt}")
+    warn(doubts)
     return doubts
 
 

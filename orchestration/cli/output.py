@@ -24,6 +24,12 @@ def say(message: str) -> None:
         typer.echo(one_message(message.rstrip()), err=True)
 
 
+def warn(sentences: Iterable[str]) -> None:
+    """Print warnings on stderr, a line each."""
+    for sentence in sentences:
+        say(f"warning: {sentence}")
+
+
 def print_line(line: object) -> None:
     """A line of a result, on stdout."""
     typer.echo(one_line(str(line)))

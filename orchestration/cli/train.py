@@ -11,7 +11,7 @@ import typer
 from boxseg.errors import ConfigError
 from orchestration.cli import output
 from orchestration.cli.options import AsJson, Experiment, Overrides, flag, optional
-from orchestration.cli.output import print_json, print_pairs, say
+from orchestration.cli.output import print_json, print_pairs, say, warn
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.store.places import shown
 from orchestration.terminal import leave_gone_terminal
@@ -337,8 +337,7 @@ def _check(spec: RunSpec, *, goes_on: bool = False) -> None:
     with reading_once():
         # a run that goes on has started already
         check(spec.starting_from(None) if goes_on else spec)
-        for warning in warnings(spec):
-            say(f"warning: {warning}")
+        warn(warnings(spec))
 
 
 def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
@@ -349,8 +348,7 @@ def _print_plan(spec: RunSpec, as_json: bool, ended: int = 0) -> None:
         print_json(plan)
     else:
         print_pairs(plan_rows(plan))
-    for warning in plan.warnings:
-        say(f"warning: {warning}")
+    warn(plan.warnings)
     for fault in plan.faults:
         say(f"would not start: {fault}")
     if plan.faults:
