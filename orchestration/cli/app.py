@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 
@@ -60,6 +61,7 @@ app.command()(doctor.doctor)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
+    _open_closed_outputs()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # names may have letters that the terminal cannot show
@@ -68,6 +70,14 @@ def main(arguments: list[str] | None = None) -> None:
     code = run(sys.argv[1:] if arguments is None else arguments)
     _end_by_signals_with(code)
     sys.exit(code)
+
+
+def _open_closed_outputs() -> None:
+    """Print nowhere where stdout or stderr was closed before we began; Python has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # takes the lowest free number, which no other file should have
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _hear_all_signals_as_ctrl_c() -> None:
@@ -91,6 +101,11 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors raised on purpose become a message without traceback."""
     # before anything opens a connection
     spare_loopback()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        say("error: the current folder is gone; change to another, and run the command again")
+        return ExitCode.USAGE
     try:
         # in standalone mode click would print errors its own way and end the process
         result = app(arguments, prog_name="boxseg", standalone_mode=False)

@@ -476,6 +476,26 @@ def test_a_reader_that_leaves_early_is_no_error(reader: str):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_error(closed: str):
+    command = f"{sys.executable} -m orchestration.cli runs ls --storage none {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, capsys: Capture):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    try:
+        assert run(["runs", "ls"]) == 2
+    finally:
+        os.chdir(tmp_path)
+    assert "the current folder is gone; change to another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_after_a_command_has_ended_changes_neither_its_exit_code_nor_its_output(number):
     program = (
