@@ -235,13 +235,11 @@ def _began(status: RunStatus) -> str:
 
 
 def _summary(status: RunStatus) -> list[tuple[str, Any]]:
-    # until now for a run that has not ended
-    ended = status.ended or time.time()
     page = Path(status.folder) / "report" / "index.html"
     done = "trials" if status.kind == "sweep" else "step"
     pairs = {
         done: f"{status.step} of {status.steps}" if status.steps else status.step,
-        "time": show_duration(ended - status.started) if status.started else None,
+        "time": show_duration(status.took_s) if status.started else None,
         "folder": _place(status),
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
         "report": page if page.exists() else None,

@@ -84,7 +84,7 @@ def _results(status: RunStatus, spec: RunSpec) -> list[str]:
     else:
         parts.append(f"step {status.step} of {status.steps}")
     if status.started and status.ended:
-        parts.append(show_duration(status.ended - status.started))
+        parts.append(show_duration(status.took_s))
     return parts
 
 

@@ -242,7 +242,7 @@ def _step_time(earlier: list[RunStatus]) -> tuple[float | None, str]:
     """Seconds per step of the newest run that finished, start and evaluations included."""
     for run in earlier:
         if run.status in ("finished", "stopped") and run.started and run.ended and run.step:
-            step_s = (run.ended - run.started) / run.step
+            step_s = run.took_s / run.step
             return step_s, f"as measured in run {run.id}, start and evaluation included"
     return None, UNKNOWN
 

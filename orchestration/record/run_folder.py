@@ -61,6 +61,8 @@ class RunStatus:
     """Number among the runs and sweeps of its name, which does not depend on the clock; 0 for trials."""
     started: Seconds | None = None
     ended: Seconds | None = None
+    paused_s: Annotated[float, Ge(0)] = 0.0
+    """Time between its ends, or last signs of life, and its next starts [s]."""
     step: Count = 0
     """Optimizer updates done, as far as reported; for a sweep, trials that have ended."""
     steps: Count = 0
@@ -107,6 +109,13 @@ class RunStatus:
     def is_final(self) -> bool:
         """True once nothing works on the run."""
         return self.status in FINAL
+
+    @property
+    def took_s(self) -> float:
+        """How long it has worked, its start included, until its end or now [s]."""
+        until = time.time() if self.ended is None else self.ended
+        # the clock may have been set back meanwhile
+        return max(0.0, until - self.created - self.paused_s)
 
     @property
     def best_or_latest(self) -> dict[str, float]:
@@ -215,8 +224,7 @@ class RunFolder:
         write_atomic(self.config_path, config)
         if self.stored().id != self.path.name:
             self.tracking_path.unlink(missing_ok=True)
-        self.update(id=self.path.name, steps=status.steps, tags=status.tags)
-        self.start()
+        self.start(id=self.path.name, steps=status.steps, tags=status.tags)
         return self
 
     def status(self) -> RunStatus:
@@ -267,14 +275,31 @@ class RunFolder:
         """Change some fields of the status; returns the new one."""
         return self._change(lambda status: replace(status, **changes))
 
-    def start(self) -> RunStatus:
-        """Mark as running and driven by this process, even if the run had ended; withdraws requests to stop."""
+    def start(self, **changes: Any) -> RunStatus:
+        """Mark as running and driven by this process, even if the run had ended; withdraws requests to stop.
+
+        Other fields can change with it, as in `update`.
+        """
         self._stop_path.unlink(missing_ok=True)
         started: dict[str, Any] = {"status": "running", "ended": None, "failure": None}
         started |= own_process()
-        return self._change(
-            lambda status: replace(status, started=status.started or time.time(), **started)
-        )
+
+        def change(now: RunStatus) -> RunStatus:
+            paused_s = now.paused_s + self._idle_s(now)
+            return replace(
+                now, started=now.started or time.time(), paused_s=paused_s, **changes, **started
+            )
+
+        return self._change(change)
+
+    def _idle_s(self, now: RunStatus) -> float:
+        """For how long nobody has worked on a run that is to start again [s]."""
+        works_here = now.status == "running" and now.pid == os.getpid()
+        if now.started is None or works_here:
+            return 0.0
+        # of a process that was killed, the last change of the file is the last sign
+        last = self.status_path.stat().st_mtime if now.ended is None else now.ended
+        return max(0.0, time.time() - last)
 
     def finish(self, status: Status, failure: BaseException | Failure | None = None) -> RunStatus:
         """Mark as ended.

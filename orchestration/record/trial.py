@@ -65,7 +65,7 @@ class TrialStatus(RunStatus):
     @property
     def seconds(self) -> float | None:
         """How long it took, its start included; None before its end."""
-        return self.ended - self.created if self.ended else None
+        return self.took_s if self.ended else None
 
     @property
     def label(self) -> str:

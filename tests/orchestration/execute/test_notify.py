@@ -67,7 +67,8 @@ def make_spec(tmp_path: Path, **notify) -> RunSpec:
 def make_run(spec: RunSpec, **changes) -> RunFolder:
     """A run of 100 steps that has ended at 90 s with mask AP 0.25, unless `changes` say otherwise."""
     folder = RunFolder(spec.storage / spec.name / "20260101-000000-aaaa")
-    about = {"status": "finished", "started": 1000.0, "ended": 1090.0, "step": 100, "steps": 100}
+    about = {"status": "finished", "step": 100, "steps": 100}
+    about |= {"created": 1000.0, "started": 1000.0, "ended": 1090.0}
     about |= {"best": {"val/mask_ap": 0.25}, **own_process(), **changes}
     return folder.create(RunStatus(folder.path.name, spec.name, **about), dump_resolved(spec))
 

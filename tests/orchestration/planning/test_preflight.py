@@ -338,7 +338,7 @@ def test_a_plan_takes_its_time_from_an_earlier_run_of_the_same_size(tmp_path: Pa
     spec = make_spec(tmp_path, train={"steps": 50})
     folder = RunFolder(tmp_path / "runs" / "t" / "one")
     folder.create(RunStatus("one", "t"), dump_resolved(spec))
-    folder.update(status="finished", started=1000.0, ended=1100.0, step=50)
+    folder.update(status="finished", created=1000.0, started=1000.0, ended=1100.0, step=50)
     checkpoint = folder.path / "checkpoints" / "best"
     checkpoint.mkdir(parents=True)
     (checkpoint / "student.safetensors").write_bytes(bytes(1000))

@@ -31,6 +31,22 @@ def make_run(storage: Path, run_id: str = "20260101-000000-aaaa", **fields) -> R
     )
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_the_time_between_an_end_and_the_next_start_is_no_work(tmp_path, is_killed):
+    now, hour = time.time(), 3600
+    folder = make_run(tmp_path, created=now - 30 * hour, started=now - 30 * hour)
+    folder.update(status="running", pid=2**22 + 1)
+    if is_killed:
+        os.utime(folder.status_path, (now - 28 * hour, now - 28 * hour))
+    else:
+        folder.update(status="interrupted", ended=now - 28 * hour)
+    folder.open(folder.stored(), "name: toy\n")
+    folder.start()  # as whoever supervises it does
+    took_s = folder.finish("finished").took_s
+    assert took_s == pytest.approx(2 * hour, abs=hour)
+    assert folder.update(ended=1.0).took_s == 0  # the clock was set back
+
+
 def test_a_status_reads_back_as_it_was_written(tmp_path):
     folder = make_run(tmp_path, values={"qam.k_top": 5}, tags={"host": "here"})
     folder.update(
