@@ -18,6 +18,7 @@ from boxseg.errors import ConfigError, StorageError
 STORAGE_FAULTS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the quota is used up; make room",
+    errno.EFBIG: "files may not be that large here; raise the limit (ulimit -f), or use another disk",
     errno.EROFS: "the disk is read-only; mount it for writing",
     errno.EIO: "the disk does not work; look at the system's log",
     errno.ESTALE: "the network folder is gone; mount it again",

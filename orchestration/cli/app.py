@@ -77,7 +77,7 @@ def _open_closed_outputs() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # takes the lowest free number, which no other file should have
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
 
 
 def _hear_all_signals_as_ctrl_c() -> None:

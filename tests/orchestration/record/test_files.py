@@ -21,6 +21,7 @@ from orchestration.record.records import read_lines
     [
         (errno.ENOSPC, "the disk is full; make room"),
         (errno.EDQUOT, "the quota is used up"),
+        (errno.EFBIG, "files may not be that large here"),
         (errno.EROFS, "the disk is read-only; mount it for writing"),
         (errno.ESTALE, "the network folder is gone"),
     ],
