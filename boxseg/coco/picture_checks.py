@@ -189,7 +189,7 @@ def exif_orientation(picture: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def tell_turned(paths: Iterable[Path]) -> str | None:
+def describe_turned(paths: Iterable[Path]) -> str | None:
     """A sentence about the pictures that viewers turn or mirror by EXIF; None if there are none."""
     turned = []
     for path in paths:

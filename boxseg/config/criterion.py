@@ -41,7 +41,7 @@ class Criterion:
         """The best of some values; None where there is none."""
         return max(map(_finite, values), key=self.score, default=None)
 
-    def told(self, value: float | None) -> float:
+    def value_or_worst(self, value: float | None) -> float:
         """The value for a trial scheduler, which needs a number: without a value, one that is worse than all."""
         if value is not None:
             return value

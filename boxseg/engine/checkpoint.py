@@ -96,8 +96,8 @@ def save_checkpoint(
                 write_file(scratch / name, content)
             sizes = {name: len(content) for name, content in files.items()}
             sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            told = {"step": step, "bytes": sizes, **about}
-            text = json.dumps(_with_sums(told, sums), indent=1)
+            described = {"step": step, "bytes": sizes, **about}
+            text = json.dumps(_with_sums(described, sums), indent=1)
             write_file(scratch / ABOUT, text.encode())
             sync_folder(scratch)
             # A rename cannot replace a folder with files in it, so that one moves away first.

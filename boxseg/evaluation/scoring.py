@@ -207,8 +207,8 @@ def _warn_of_other_classes(path: Path, data: CocoBoxes, results: Sequence[ImageR
             own += int(is_own.sum())
             other += int((covers.any(axis=1) & ~is_own).sum())
     if objects and not own and not other:
-        told = "are found; are both files in pixels of images of the same size, with the same image ids?"
-        logger.warning("%s: 0 of %d objects %s", path, objects, told)
+        what = "are found; are both files in pixels of images of the same size, with the same image ids?"
+        logger.warning("%s: 0 of %d objects %s", path, objects, what)
     if other > max(own, objects / 2):
         warning = (
             "objects are only found as another class; do category ids mean the same in both files?"

@@ -91,7 +91,7 @@ def count_pages(picture: Image.Image) -> int:
     return count
 
 
-def tell_paged(paths: Iterable[Path]) -> str | None:
+def describe_paged(paths: Iterable[Path]) -> str | None:
     """A sentence about the pictures that have several pages or frames; None if there are none."""
     counts = {}
     for path in paths:

@@ -199,10 +199,8 @@ def _convert_folder(source: Path) -> Splits:
         _add_boxes(split, image, file_name, from_one=False)
     _warn_of_unannotated(source, names, file_names)
     if polygons := sum(image.polygons for image in images):
-        told = (
-            "the polygons of %d objects are left out, their boxes are read (export COCO for both)"
-        )
-        logger.warning(f"%s: {told}", source, polygons)
+        what = f"the polygons of {polygons} objects are left out, their boxes are read"
+        logger.warning("%s: %s (export COCO for both)", source, what)
     return splits
 
 

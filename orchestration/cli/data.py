@@ -175,7 +175,7 @@ def import_(
     """
     from boxseg.coco.checks import read_well_formed
     from boxseg.coco.writer import require_objects
-    from boxseg.files.images import tell_paged
+    from boxseg.files.images import describe_paged
     from boxseg.formats.convert import convert
     from boxseg.formats.find import find_source, refuse_addresses
 
@@ -193,7 +193,7 @@ def import_(
         )
     require_objects(splits, source)
     for name, split in splits.items():
-        _tell_odd_boxes(source, output / f"{name}.json", split.content)
+        _warn_of_odd_boxes(source, output / f"{name}.json", split.content)
     if images is not None or format_name == "coco":
         folder = find_source(source, images).images
         for split in splits.values():
@@ -203,14 +203,14 @@ def import_(
         for split in splits.values()
         for image in split.content["images"]
     }
-    if warning := tell_paged(sorted(pictures)):
+    if warning := describe_paged(sorted(pictures)):
         say(f"warning: {warning}")
     _write_splits(
         {name: (split.images, split.content) for name, split in splits.items()}, output, as_json
     )
 
 
-def _tell_odd_boxes(source: Path, path: Path, content: dict[str, Any]) -> None:
+def _warn_of_odd_boxes(source: Path, path: Path, content: dict[str, Any]) -> None:
     """Warn of odd boxes in a file before it is written.
 
     Raises:
@@ -219,11 +219,11 @@ def _tell_odd_boxes(source: Path, path: Path, content: dict[str, Any]) -> None:
     from boxseg.coco.entries import annotation_faults
     from boxseg.coco.faults import first_of_each_kind
     from boxseg.coco.odd_boxes import box_faults
-    from orchestration.planning.label_input import tell_faults
+    from orchestration.planning.label_input import log_faults
 
     faults = itertools.chain(box_faults(path, content), annotation_faults(path, content))
     of = len(content["annotations"])
-    tell_faults(path, first_of_each_kind(faults), of=of, source=source)
+    log_faults(path, first_of_each_kind(faults), of=of, source=source)
 
 
 @app.command()

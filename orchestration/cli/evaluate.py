@@ -134,8 +134,8 @@ def predict(
     Writes predictions.coco.json and overlays/ to --output, replacing those of an earlier call; --json also prints the
     content of predictions.coco.json. Damaged files are named and skipped.
     """
-    from boxseg.coco.picture_checks import tell_turned
-    from boxseg.files.images import find_image_files, tell_paged
+    from boxseg.coco.picture_checks import describe_turned
+    from boxseg.files.images import describe_paged, find_image_files
     from boxseg.files.writing import write_atomic
     from orchestration.record.find_runs import find_trained
     from orchestration.store.named import fetch_pictures
@@ -143,7 +143,7 @@ def predict(
     require_room("--output", output)
     paths = find_image_files([file for source in sources for file in fetch_pictures(source, say)])
     find_trained(storage, run)  # for its errors, before torch is loaded
-    warn(filter(None, (tell_paged(paths), tell_turned(paths))))
+    warn(filter(None, (describe_paged(paths), describe_turned(paths))))
 
     from boxseg.predict.files import (
         join_coco,

@@ -167,7 +167,7 @@ def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
     print_json(counts) if as_json else print_pairs(list(counts.items()))
 
 
-def _tell_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
+def _warn_of_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
     """Warn of what speaks against a run's masks; returns the warnings."""
     from orchestration.planning.run_doubts import find_doubts
     from orchestration.record.find_runs import find_trained
@@ -231,7 +231,7 @@ def _label(
 
     # from here on a stop loses little, and the same command goes on
     with StopSignals() as signals:
-        doubts = _tell_doubts(str(run), storage, classes) if source == "run" else []
+        doubts = _warn_of_doubts(str(run), storage, classes) if source == "run" else []
 
         from boxseg.data.dataset import CocoBoxes
         from orchestration.execute.label_run import alone_in, make_labels, open_source
@@ -263,7 +263,7 @@ def _print_summary(summary: dict[str, Any], as_json: bool) -> None:
     else:
         doubts = ", ".join(f"{name} {count}" for name, count in summary["doubts"].items())
         shown = summary | {"doubts": doubts or "none", "unreadable": len(problems)}
-        del shown["about_the_run"]  # `_tell_doubts` has said it already
+        del shown["about_the_run"]  # `_warn_of_doubts` has said it already
         if shown.get("expected_iou") is not None:
             shown["expected_iou"] = str(shown["expected_iou"])
         print_pairs([(name.replace("_", " "), value) for name, value in shown.items()])

@@ -65,10 +65,10 @@ def train(
         newest = find_newest_run(spec)
         resume = None if newest is None else newest.path.name
         if newest is not None and newest.stored().status == "finished":
-            _tell_that_it_is_done(newest)
+            _say_it_is_done(newest)
             _print_run(newest.stored(), as_json)
             return
-        _tell_what_goes_on(spec, resume)
+        _say_what_is_resumed(spec, resume)
     if plan:
         if resume is not None:
             folder = find_run(spec.storage.absolute(), resume)
@@ -132,7 +132,7 @@ def sweep(
     if auto_resume:
         if start is None and _show_done_sweep(spec, as_json):
             return
-        _tell_what_goes_on(spec, "the newest sweep of this name" if start else None)
+        _say_what_is_resumed(spec, "the newest sweep of this name" if start else None)
     goes_on = start in ("resume", "retry_failed", "more")
     if spec.sweep.start_from and not goes_on:
         from orchestration.planning.known import find_known
@@ -161,7 +161,7 @@ def sweep(
     leave_gone_terminal()
     _show_sweep(spec, result, as_json)
     if start == "retry_failed":
-        _tell_what_was_not_retried(result)
+        _say_what_was_not_retried(result)
     if result.status == "interrupted":
         if max_failures:
             say(f"{len(result.table.failed)} of {len(result.table.rows)} trials failed")
@@ -217,7 +217,7 @@ def _end_sweep(result: SweepResult) -> None:
         raise typer.Exit(ExitCode.SOME_TRIALS_FAILED)
 
 
-def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
+def _say_what_is_resumed(spec: RunSpec, name: str | None) -> None:
     """Say what --auto-resume has chosen, as it asks nobody."""
     if name is None:
         say(f"no {spec.name} to go on with under {spec.storage}: starting a new one")
@@ -225,7 +225,7 @@ def _tell_what_goes_on(spec: RunSpec, name: str | None) -> None:
         say(f"goes on with {name}")
 
 
-def _tell_that_it_is_done(folder: RunFolder) -> None:
+def _say_it_is_done(folder: RunFolder) -> None:
     say(
         f"{folder.path.name} has ended well, with these settings and data: nothing is run; without --auto-resume "
         "another one begins"
@@ -263,12 +263,12 @@ def _show_done_sweep(spec: SweepSpec, as_json: bool) -> bool:
         return False
     from orchestration.execute.sweep import read_result
 
-    _tell_that_it_is_done(done)
+    _say_it_is_done(done)
     _show_sweep(spec, read_result(done, spec), as_json)
     return True
 
 
-def _tell_what_was_not_retried(result: SweepResult) -> None:
+def _say_what_was_not_retried(result: SweepResult) -> None:
     for row in result.table.failed:
         if row.failure is not None and row.failure.rule.policy == "stop":
             say(f"{row.label} was not run again, as it would fail again: {row.outcome}")

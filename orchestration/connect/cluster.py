@@ -202,7 +202,9 @@ def write_to_store(storage: str, key: str, node: str) -> str:
 def shortages_told() -> Iterator[None]:
     """Context in which stderr says, once for each, what workers lack that have waited for a minute."""
     ended = threading.Event()
-    thread = threading.Thread(target=_tell_shortages, args=(ended,), name="shortages", daemon=True)
+    thread = threading.Thread(
+        target=_report_shortages, args=(ended,), name="shortages", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -211,7 +213,7 @@ def shortages_told() -> Iterator[None]:
         thread.join(LOOK_S)
 
 
-def _tell_shortages(ended: threading.Event) -> None:
+def _report_shortages(ended: threading.Event) -> None:
     import ray
 
     since: dict[str, float] = {}

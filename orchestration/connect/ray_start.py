@@ -124,7 +124,7 @@ def _start(
             if not isinstance(error, Exception):
                 raise
             kept = _keep_logs(folder, logs and logs / f"ray-start-{number}")
-            reason = _telling_line(folder) or _without_folder(str(error), folder)
+            reason = _find_cause(folder) or _without_folder(str(error), folder)
             failure = error
         if give_up():
             raise KeyboardInterrupt from failure
@@ -239,7 +239,7 @@ PREAMBLE = re.compile(r"^.*Check failed: \S+ *")
 """Text before the reason in a fatal error: that it is a bug, where to report it, and the C++ expression."""
 
 
-def _telling_line(folder: Path) -> str:
+def _find_cause(folder: Path) -> str:
     """The line of Ray's logs that best says why it ended: the first fatal error, else the last error; empty if none."""
     lines: dict[str, list[str]] = {"C": [], "E": []}
     for path in sorted(folder.glob("session_2*/logs/*.err")):

@@ -29,7 +29,7 @@ WAIT_S = 10.0
 logger = logging.getLogger("boxseg.notify")
 
 
-def tell_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = None) -> None:
+def notify_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = None) -> None:
     """Send a line about the end of a run or sweep to whoever `notify` in its settings names.
 
     Args:

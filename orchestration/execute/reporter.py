@@ -71,8 +71,8 @@ class FileReporter:
     """Carries the folder's files to a driver that does not see them."""
     _memory: PeakMemory = field(default_factory=PeakMemory)
     _pulse: Pulse | None = None
-    _untold: list[tuple[Path, dict[str, float]]] = field(default_factory=list)
-    """Evaluations that Ray has not been told of, oldest first: checkpoint, and the metrics for Ray."""
+    _unreported: list[tuple[Path, dict[str, float]]] = field(default_factory=list)
+    """Evaluations that Ray does not know yet, oldest first: checkpoint, and the metrics for Ray."""
     _looked: float = 0.0
     _stop: bool = False
 
@@ -96,7 +96,7 @@ class FileReporter:
         """Write the means of some steps."""
         if self.rank == 0:
             self.folder.report(report.step, report.metrics)
-        self._tell_ray()
+        self._report_to_ray()
 
     def on_eval(self, report: EvalReport) -> None:
         """Write an evaluation and tell Ray.
@@ -111,14 +111,14 @@ class FileReporter:
             write(report.step, report.metrics | self._costs(report), is_best=report.is_best)
         if report.step < self.payload.spec.train.steps:
             # now, as later evaluations may be better
-            told = self._for_ray(report.step, report.metrics)
-            self._untold.append((report.checkpoint, told))
-            self._tell_ray()
+            metrics = self._for_ray(report.step, report.metrics)
+            self._unreported.append((report.checkpoint, metrics))
+            self._report_to_ray()
 
-    def _tell_ray(self) -> None:
+    def _report_to_ray(self) -> None:
         """Pass on evaluations whose checkpoints are safe: a scheduler may end this process as soon as it knows them."""
-        while self._untold and self._is_safe(self._untold[0][0]):
-            self._pass_on(self._untold.pop(0)[1])
+        while self._unreported and self._is_safe(self._unreported[0][0]):
+            self._pass_on(self._unreported.pop(0)[1])
 
     def _is_safe(self, checkpoint: Path) -> bool:
         """Whether a checkpoint outlives this machine; the same on every rank."""
@@ -178,8 +178,8 @@ class FileReporter:
             self.folder.finish("finished")
         if self.courier is not None:
             self.courier.tell()
-        for _, told in self._untold:
-            self._pass_on(told)
+        for _, earlier in self._unreported:
+            self._pass_on(earlier)
         self._pass_on(self._for_ray(step, metrics))
 
     def _for_ray(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
@@ -187,9 +187,11 @@ class FileReporter:
         finite = only_finite(metrics)
         if self.payload.sweep is not None:
             criterion = self.payload.criterion
-            finite[criterion.metric] = criterion.told(criterion.value(self.folder.stored().best))
+            finite[criterion.metric] = criterion.value_or_worst(
+                criterion.value(self.folder.stored().best)
+            )
         return {**finite, "step": step}
 
-    def _pass_on(self, told: dict[str, float]) -> None:
+    def _pass_on(self, metrics: dict[str, float]) -> None:
         if self.send is not None:
-            self.send(told)
+            self.send(metrics)

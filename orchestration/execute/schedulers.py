@@ -49,7 +49,7 @@ TRIAL_SCHEDULERS: dict[str, Callable[[SweepSpec], TrialScheduler | None]] = {
 }
 
 
-def tell_past(
+def replay_past(
     scheduler: TrialScheduler,
     *,
     ended: Mapping[int, Scores],
@@ -73,23 +73,23 @@ def tell_past(
     record: Any = scheduler.on_trial_result
     if isinstance(scheduler, MedianStoppingRule):
         record = scheduler.on_trial_complete
-    untold = dict(ended)
+    waiting = dict(ended)
     add = scheduler.on_trial_add
 
-    def tell(controller: Any, tune_trial: Any, number: int, scores: Scores) -> None:
+    def replay(controller: Any, tune_trial: Any, number: int, scores: Scores) -> None:
         np.random.seed(number)  # noqa: NPY002  # the scheduler draws the bracket from here
         add(controller, tune_trial)
         for step, score in scores:
             record(controller, tune_trial, {"step": step, metric: score})
 
     def on_trial_add(controller: Any, tune_trial: Any) -> None:
-        # told only now, as the scheduler learns the name of the metric after it is made
-        while untold:
-            number, scores = untold.popitem()
-            tell(controller, _TuneTrial(f"past-{number}"), number, scores)
+        # only now, as the scheduler learns the name of the metric after it is made
+        while waiting:
+            number, scores = waiting.popitem()
+            replay(controller, _TuneTrial(f"past-{number}"), number, scores)
         number = tune_trial.config["trial"].number
         # its process repeats the last one itself
-        tell(controller, tune_trial, number, going_on.get(number, [])[:-1])
+        replay(controller, tune_trial, number, going_on.get(number, [])[:-1])
 
     scheduler.on_trial_add = on_trial_add  # type: ignore[assignment]
 

@@ -17,7 +17,7 @@ from boxseg.errors import ConfigError, StorageError
 from boxseg.files.writing import naming_storage_faults
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.execute.notify import tell_end
+from orchestration.execute.notify import notify_end
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import sound_status
 from orchestration.record.journal import DAMAGED
@@ -67,7 +67,7 @@ def supervise(
                 folder.request_stop()  # for commands that would go on with what was trained, such as `label`
         finally:
             # last, once the store has everything or has refused it
-            tell_end(folder, spec, sys.exc_info()[1])
+            notify_end(folder, spec, sys.exc_info()[1])
 
 
 @contextlib.contextmanager

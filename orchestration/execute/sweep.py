@@ -149,7 +149,7 @@ def conclude(trials: Trials) -> SweepResult:
     table, checkpoint = _keep_best(trials)
     best = table.best()
     # Again, because the driver may not have seen the end of each trial, nor their ends in the order of the table.
-    trials.tell_best(best)
+    trials.write_best(best)
     write_atomic(folder.path / "table.md", markdown_table(table) + "\n")
     report = None if interrupted else try_report(folder.path)
     status: Status = "failed" if best is None else "finished"

@@ -172,13 +172,13 @@ class Trials:
         except ConfigError as error:
             impossible = error
         self.supervisor.open(folder, self._first_status(trial, folder, spec), spec)
-        self._tell_shares()
+        self._update_shares()
         if impossible is not None:
             folder.finish("failed", impossible)
         self.supervisor.hand_over(folder)
         self.folder.note("trial_start", trial=folder.path.name, step=folder.stored().step)
 
-    def _tell_shares(self) -> None:
+    def _update_shares(self) -> None:
         """Tell the shares which trials run and how many will follow, so that free places go to others."""
         if self.plan.shares is None:
             return
@@ -224,7 +224,7 @@ class Trials:
             self.storage_failure = end.failure
         if (row := read_trial(folder.path, self.plan.spec.sweep.criterion)) is not None:
             self._ended.add(row)
-        self._tell_shares()
+        self._update_shares()
         self._report_best()
 
     def _report_best(self) -> None:
@@ -232,9 +232,9 @@ class Trials:
         if best is not None:
             metrics = {**best.metrics, "sweep/trials_ended": self.ended}
             self.folder.append_metrics(self.ended, metrics)
-        self.tell_best(best)
+        self.write_best(best)
 
-    def tell_best(self, best: TrialStatus | None) -> None:
+    def write_best(self, best: TrialStatus | None) -> None:
         """Write into the sweep's status which trial is the best."""
         metrics = {} if best is None else best.metrics
         self.folder.update(

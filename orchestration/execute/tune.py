@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from orchestration.execute.fit import WORKER_FAILURES, train_payload
-from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
+from orchestration.execute.schedulers import TRIAL_SCHEDULERS, replay_past
 from orchestration.execute.search import TrialQueue
 from orchestration.execute.worker import folder_received
 from orchestration.record.failures import Failure
@@ -78,7 +78,7 @@ def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
     for row in sweep.past:
         scores = read_scores(RunFolder(row.folder), spec.sweep.criterion)
         (ended if row.has_ended else going_on)[row.number] = scores
-    tell_past(scheduler, ended=ended, going_on=going_on, metric=spec.sweep.metric)
+    replay_past(scheduler, ended=ended, going_on=going_on, metric=spec.sweep.metric)
     return scheduler
 
 

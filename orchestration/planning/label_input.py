@@ -47,7 +47,7 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
             "AP needs objects (name another file)"
         )
     faults = check_entries(source, training=not to_evaluate)
-    tell_faults(source.annotations, faults, of=len(content["annotations"]))
+    log_faults(source.annotations, faults, of=len(content["annotations"]))
     for fault in first_of_each_kind(
         picture_faults(source.images, content["images"], decode=False)
     ):
@@ -58,7 +58,7 @@ def read_data(source: CocoSource, *, to_evaluate: bool = False) -> list[str]:
     return [category["name"] for category in categories]
 
 
-def tell_faults(path: Path, faults: list[Fault], *, of: int, source: Path | None = None) -> None:
+def log_faults(path: Path, faults: list[Fault], *, of: int, source: Path | None = None) -> None:
     """Log the faults of an annotation file's entries, if most entries can be used.
 
     Args:

@@ -11,7 +11,7 @@ from boxseg.engine.checkpoint import ABOUT, BEST, find_best, find_checkpoint, re
 from boxseg.errors import ConfigError
 from orchestration.config.source import names_run
 from orchestration.config.spec import RunSpec
-from orchestration.record.records import DamagedError, tell_once
+from orchestration.record.records import DamagedError, warn_once
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.store.mirror import bring, fetch_network, pull_tree, refresh
 from orchestration.store.places import address_of, shown
@@ -60,7 +60,7 @@ def sound_status(folder: Path, *, warns: bool = True) -> RunStatus | None:
         return run.status()
     except DamagedError as error:
         if warns:
-            tell_once(run.status_path, str(error))
+            warn_once(run.status_path, str(error))
     except (ConfigError, FileNotFoundError):
         pass  # the folder was removed meanwhile
     return None

@@ -16,7 +16,7 @@ from orchestration.config.spec import SweepConfig
 from orchestration.record.failures import FailureClass
 from orchestration.record.files import file_lock
 from orchestration.record.find_runs import list_in, sound_status
-from orchestration.record.records import tell_once
+from orchestration.record.records import warn_once
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
 from orchestration.store.mirror import pull_tree, refresh
@@ -145,7 +145,7 @@ def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunSt
             trials[trial.number] = status
         else:
             path = RunFolder(status.folder).status_path
-            tell_once(path, f"{path}: left out, this sweep cannot have drawn such a trial")
+            warn_once(path, f"{path}: left out, this sweep cannot have drawn such a trial")
     return dict(sorted(trials.items()))
 
 

@@ -74,7 +74,7 @@ def read_sound(path: Path, kind: type[T], *, way_out: str) -> T | None:
     except FileNotFoundError:
         pass
     except DamagedError as error:
-        tell_once(path, str(error))
+        warn_once(path, str(error))
     return None
 
 
@@ -93,7 +93,7 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
     except FileNotFoundError:
         return [], offset
     except (OSError, ValueError) as error:
-        tell_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
+        warn_once(path, f"{path}: left out, it cannot be read: {reason_of(error)}")
         return [], offset
     # What follows the last end of a line may just be being written; the next call reads it.
     end = data.rfind(b"\n") + 1
@@ -109,11 +109,11 @@ def read_lines(path: Path, kind: type[T], offset: int = 0) -> tuple[list[T], int
         # counted only for the message
         line_number = read_plain(path)[:start].count(b"\n") + number + 1
         others = f" and {len(unsound) - 1} other lines" if len(unsound) > 1 else ""
-        tell_once(path, f"{path}:{line_number}{others}: left out, not whole or not sound: {fault}")
+        warn_once(path, f"{path}:{line_number}{others}: left out, not whole or not sound: {fault}")
     return records, start + end
 
 
-def tell_once(path: Path, text: str) -> None:
+def warn_once(path: Path, text: str) -> None:
     """Warn of an unsound file, once in the life of this process."""
     if path not in _warned:
         _warned.add(path)

@@ -196,11 +196,11 @@ class RunFolder:
         if here.exists():
             return here
         best = find_best(checkpoints)
-        told = read_sound(self.status_path, RunStatus, way_out="put a copy back")
-        told_step = (told and told.best_step) or 0
+        status = read_sound(self.status_path, RunStatus, way_out="put a copy back")
+        reported = (status and status.best_step) or 0
         # a newer one counts though it was not reported yet; an earlier one does not take the place of a lost one
-        if told_step > (0 if best is None else step_of(best)):
-            return folder_of(checkpoints, told_step)
+        if reported > (0 if best is None else step_of(best)):
+            return folder_of(checkpoints, reported)
         return best or checkpoints / BEST
 
     def create(self, status: RunStatus, config: str) -> RunFolder:

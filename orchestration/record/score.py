@@ -112,5 +112,5 @@ def read_scores(trial: RunFolder, criterion: Criterion) -> Scores:
     for report in trial.reports():
         if report.is_evaluation:
             best = criterion.best([best, criterion.value(report.metrics)])
-            scores[report.step] = criterion.told(best)
+            scores[report.step] = criterion.value_or_worst(best)
     return list(scores.items())

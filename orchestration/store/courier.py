@@ -259,7 +259,7 @@ class Courier:
                     if is_early and not is_last and self._has_ended():
                         del known[name]
                         continue
-                    if not self._may_tell_best(content, changes):
+                    if not self._may_send_best(content, changes):
                         content = self._with_earlier_best(content)
                         del known[name]  # so that it is sent again
                 changes[name] = content
@@ -270,7 +270,7 @@ class Courier:
             if stops:
                 self._run.request_stop()
 
-    def _may_tell_best(self, status: bytes, changes: Mapping[str, bytes | None]) -> bool:
+    def _may_send_best(self, status: bytes, changes: Mapping[str, bytes | None]) -> bool:
         """Whether the driver knows the checkpoint of a status's best evaluation, at least with these changes."""
         found = _best_in(status)
         step = found["best_step"]

@@ -224,7 +224,7 @@ class _Folder:
 
     def _bring(self, wanted: list[Entry]) -> None:
         total, done = sum(entry.size for entry in wanted), 0
-        began = told = time.monotonic()
+        began = shown_at = time.monotonic()
         stop = threading.Event()
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
@@ -233,8 +233,8 @@ class _Folder:
                 self._known |= future.result()
                 done += coming[future].size
                 now = time.monotonic()
-                if now - told > TELL_S:
-                    told = now
+                if now - shown_at > TELL_S:
+                    shown_at = now
                     left_s = (now - began) * (total - done) / max(done, 1)
                     megabytes = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
                     self._tell(

@@ -180,18 +180,18 @@ class Mirror:
             return False
         # Training goes on meanwhile: first what is gone and what the records say, then the checkpoints, so that these
         # are at least as new.
-        told = self._read_ends(changed)
-        present = self._present() | {name: about for name, (about, _) in told.items()}
+        ends = self._read_ends(changed)
+        present = self._present() | {name: about for name, (about, _) in ends.items()}
         changed, gone = self._changed(present), [name for name in gone if name not in present]
         abouts = [name for name in changed if is_about(name)]
         try:
             complete = [name for name in abouts if self.send_weights(name)]
-            waiting = {*abouts, *filter(tells_of_others, changed)} - {*complete}
+            waiting = {*abouts, *filter(refers_to_others, changed)} - {*complete}
             sent = {name for name in sorted({*changed} - waiting, key=place) if self._send(name)}
             # else training has removed one meanwhile: next time, with newer ones
             if sent.issuperset(abouts):
-                for name in sorted(told, key=place):
-                    self._write(name, *told[name])
+                for name in sorted(ends, key=place):
+                    self._write(name, *ends[name])
                 self._remove(gone)
         finally:
             self._write_versions()
@@ -243,13 +243,13 @@ class Mirror:
 
     def _read_ends(self, changed: list[str]) -> dict[str, tuple[os.stat_result, bytes]]:
         """Records that refer to others, read in the reverse order of sending, so that what they refer to exists."""
-        told = {}
-        for name in sorted(filter(tells_of_others, changed), key=place, reverse=True):
+        records = {}
+        for name in sorted(filter(refers_to_others, changed), key=place, reverse=True):
             with contextlib.suppress(FileNotFoundError):
                 # taken before reading, so that a file that is written meanwhile counts as changed
                 about = (self.folder / name).lstat()
-                told[name] = about, (self.folder / name).read_bytes()
-        return told
+                records[name] = about, (self.folder / name).read_bytes()
+        return records
 
     def _send(self, name: str) -> bool:
         """Send a record; returns False if it is gone meanwhile."""
@@ -386,7 +386,7 @@ def is_about(name: str) -> bool:
     return PurePosixPath(name).name == ABOUT
 
 
-def tells_of_others(name: str) -> bool:
+def refers_to_others(name: str) -> bool:
     """Whether a record refers to checkpoints or trials, which have to be in the store before it."""
     return PurePosixPath(name).name in (JOURNAL, STATUS)
 

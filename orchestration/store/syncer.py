@@ -76,11 +76,11 @@ class Syncer:
         """
         self._closing.set()
         deadline = time.monotonic() + give_up_s
-        told = time.monotonic() + 2 * LOOK_S
+        next_notice = time.monotonic() + 2 * LOOK_S
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(LOOK_S)
-            if self._thread.is_alive() and time.monotonic() > told:
-                told += 60.0
+            if self._thread.is_alive() and time.monotonic() > next_notice:
+                next_notice += 60.0
                 say(
                     f"waiting for {shown(self._mirror.folder)} to take the rest{_because(self._fault)}"
                 )

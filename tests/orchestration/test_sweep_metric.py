@@ -151,7 +151,7 @@ def test_schedulers_and_search_are_told_the_best_value_so_far_as_the_table_has_i
         for step in (25, 50, 75, 100):
             value = SCRIPT[k_top][step].get(metric, math.nan)
             so_far += [value] if math.isfinite(value) else []
-            told.append(pick(so_far) if so_far else criterion.told(None))
+            told.append(pick(so_far) if so_far else criterion.value_or_worst(None))
         assert [each[metric] for each in sent[number]] == told
         assert told[-1] == values[number]
         past = read_past(sweep.folder, criterion)[number]

@@ -37,8 +37,8 @@ def test_the_best_of_some_values_and_what_is_told_for_none():
     values = [None, 0.2, math.nan, 0.7, math.inf]
     assert (LARGER.best(values), SMALLER.best(values)) == (0.7, 0.2)
     assert LARGER.best([None, math.nan]) is None
-    assert LARGER.told(None) < LARGER.told(0.0)
-    assert SMALLER.told(None) > SMALLER.told(1.0)
+    assert LARGER.value_or_worst(None) < LARGER.value_or_worst(0.0)
+    assert SMALLER.value_or_worst(None) > SMALLER.value_or_worst(1.0)
 
 
 def test_box_ap_decides_in_a_single_run_only_where_masks_are_not_drawn():

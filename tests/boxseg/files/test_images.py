@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxseg.files.images import count_pages, tell_paged
+from boxseg.files.images import count_pages, describe_paged
 
 
 def pictures(*sides):
@@ -34,7 +34,7 @@ def test_pages_and_frames_are_counted_and_the_first_stays(tmp_path, name, sides,
     with Image.open(tmp_path / name) as picture:
         assert count_pages(picture) == pages
         assert (picture.tell(), picture.size) == (0, (16, 16))
-    told = tell_paged([tmp_path / name])
+    told = describe_paged([tmp_path / name])
     assert (told is None) == (pages == 1 or name == "stereo.mpo")
     if told:
         assert f"1 pictures, such as {tmp_path / name} with {pages}, have several pages" in told

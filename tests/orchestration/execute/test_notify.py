@@ -20,7 +20,7 @@ from orchestration.config.resolved import dump_resolved, params_of, parse_resolv
 from orchestration.config.spec import RunSpec, SweepSpec, load_sweep
 from orchestration.execute import notify
 from orchestration.execute import supervise as supervise_module
-from orchestration.execute.notify import tell_end
+from orchestration.execute.notify import notify_end
 from orchestration.execute.supervise import supervise
 from orchestration.planning.preflight import find_faults
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
@@ -107,7 +107,7 @@ def test_a_program_gets_the_line_as_it_is_and_no_shell_reads_it(tmp_path, told, 
     monkeypatch.chdir(tmp_path)
     spec = make_spec(tmp_path, command=[*told.command, "to me"])
     failure = {"kind": "DataError", "text": "$(touch x); `touch x`\nline 2"}
-    tell_end(make_run(spec, status="failed", failure=failure), spec)
+    notify_end(make_run(spec, status="failed", failure=failure), spec)
     line = (
         "run toy 20260101-000000-aaaa failed: data: $(touch x); `touch x`; "
         "best val/mask_ap 0.2500; step 100 of 100; 2 min"
@@ -120,7 +120,7 @@ def test_a_web_address_gets_the_line_as_json(tmp_path, monkeypatch):
     with server() as (address, posted):
         monkeypatch.setenv("MY_TOPIC", "s3cret")
         spec = make_spec(tmp_path, url=f"{address}/${{MY_TOPIC}}")
-        tell_end(make_run(spec), spec)
+        notify_end(make_run(spec), spec)
     line = "run toy 20260101-000000-aaaa finished: best val/mask_ap 0.2500; step 100 of 100; 2 min"
     about = {"path": "/s3cret", "kind": "application/json"}
     assert posted == [about | {"text": line, "content": line}]
@@ -136,7 +136,7 @@ def test_of_a_sweep_the_best_trial_and_the_number_of_each_end_are_told(tmp_path,
         trial = RunFolder(sweep.path / f"{sweep.path.name}-{number:02d}")
         about = {"status": status, "description": f"k_top={number}", **own_process()}
         trial.create(RunStatus(trial.path.name, "toy", parent="..", **about), "")
-    tell_end(sweep, spec)
+    notify_end(sweep, spec)
     assert told.lines == [
         "sweep toy 20260101-000000-aaaa finished: best val/mask_ap 0.5000 with k_top=1; "
         "2 finished, 1 failed of 3 trials; 2 min"
@@ -155,7 +155,7 @@ def test_an_address_that_cannot_be_told_is_said_once_without_what_may_be_secret(
         monkeypatch.setattr(notify, "WAIT_S", 0.3 if slow else 5)
         spec = make_spec(tmp_path, url=f"{address}/{path}")
         began = time.monotonic()
-        tell_end(make_run(spec), spec)
+        notify_end(make_run(spec), spec)
         assert time.monotonic() - began < 3
     (record,) = caplog.records
     reasons = {
@@ -182,7 +182,7 @@ def test_a_program_that_fails_or_hangs_is_said_once(
     monkeypatch.setattr(notify, "WAIT_S", 0.3)
     spec = make_spec(tmp_path, command=command)
     began = time.monotonic()
-    tell_end(make_run(spec), spec)
+    notify_end(make_run(spec), spec)
     assert time.monotonic() - began < 3
     (record,) = caplog.records
     assert reason in record.getMessage()

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from orchestration.config.spec import SweepConfig, SweepSpec
-from orchestration.execute.schedulers import TRIAL_SCHEDULERS, tell_past
+from orchestration.execute.schedulers import TRIAL_SCHEDULERS, replay_past
 from orchestration.record.trial import Trial
 
 
@@ -38,7 +38,7 @@ def test_asha_remembers_what_trials_reported_before_the_sweep_was_interrupted():
     scheduler.set_search_properties("val/mask_ap", "max")
     going_on = {2: [(10, 0.2), (20, 0.6)], 4: [(10, 0.1)]}
     ended = {number: [(10, 0.5), (20, 0.6)] for number in range(2)}
-    tell_past(scheduler, ended=ended, going_on=going_on, metric="val/mask_ap")
+    replay_past(scheduler, ended=ended, going_on=going_on, metric="val/mask_ap")
     going_on, new, stopped = (add(scheduler, number) for number in (2, 3, 4))
 
     def report(tune_trial, step: int, value: float) -> str:
@@ -57,7 +57,7 @@ def make_scheduler(name: str, ended=None, going_on=None, **sweep):
     scheduler = TRIAL_SCHEDULERS[name](spec)
     scheduler.set_search_properties("val/mask_ap", "max")
     past = {"ended": ended or {}, "going_on": going_on or {}}
-    tell_past(scheduler, **past, metric="val/mask_ap")
+    replay_past(scheduler, **past, metric="val/mask_ap")
     return scheduler
 
 
