@@ -38,7 +38,7 @@ that exceed it an eighth do at most, of corners of small objects half or more.""
 PAIR_CHANCE = 1e-3
 """Chance that all boxes fit as corners, if their sides have nothing to do with their place."""
 COMPARED_PAIRS = 500
-"""Boxes each of which is paired with each other's sides at most."""
+"""Most boxes of which each is paired with the sides of each other."""
 FEWEST_BEYOND = 3
 """Fewest boxes beyond their images that point to another notation; fewer are taken for slips."""
 BEYOND = 0.05
@@ -102,7 +102,7 @@ def _notation_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -
 
 
 def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    """Boxes many of which end beyond their image, and none half a box away, or where x and y change places."""
+    """A fault if many boxes end beyond their image, but none moved by half a box, or with x and y exchanged."""
     start, sides, limits = _box_table(objects, sizes)
     if len(start) < len(objects) or (sides <= 0).any():
         return  # faults of their own
@@ -116,7 +116,7 @@ def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> It
         return
     looks, way_out = "y seems to be first", "write x before y, and width before height"
     ways = [(start[:, ::-1], sides[:, ::-1], "x and y changed places", looks, way_out)]
-    # The share of a box's possible places in its image that are half a box from the edge.
+    # The share of a box's possible places in its image that are at least half a box from the edge.
     room = np.maximum(limits - sides, 1)
     chance = np.maximum(1 - sides / 2 / room, 1e-3).prod()
     if chance < CHANCE:
@@ -133,7 +133,7 @@ def shift_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> It
 
 
 def _scale_faults(path: Path, objects: list[Entry], sizes: dict[int, Size]) -> Iterator[Fault]:
-    """Boxes none of which reaches beyond 100, or 1000, in images that are much larger, or wider or higher at least."""
+    """A fault if no box reaches beyond 100, or 1000, in images that are much larger, or at least wider or higher."""
     if len(objects) < FEWEST_SCALED:
         return
     boxes = [entry["bbox"] for entry in objects]

@@ -289,7 +289,7 @@ def load_about(folder: Path) -> dict[str, Any]:
 
 
 def better_network(about: dict[str, Any]) -> str:
-    """`student` or `teacher`: which was better at the checkpoint's evaluation; before the first one nobody knows."""
+    """`student` or `teacher`: which was better at the checkpoint's evaluation; unknown before the first one."""
     return about.get("network") or "student"
 
 

@@ -137,7 +137,7 @@ def _cut_from(
     mask = found & inside
     if not mask.any():
         mask = inside
-    # Of a box that is the whole picture nothing is left that the mask could be told apart from.
+    # Around a box that is the whole picture nothing is left from which the mask could differ.
     separation = 0.0 if mask.all() else 1 - shared_colors(color, mask, ~mask)
     return Cut(mask, separation, box_fit(mask, inside), models)
 

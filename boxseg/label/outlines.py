@@ -49,7 +49,7 @@ CUT = 3.0
 """Logit of GrabCut's mask where it can be trusted fully."""
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
-"""Trust in GrabCut's mask is none below the first value of each, and full above the second of both; see `Cut`."""
+"""GrabCut's mask is not trusted below the first value of either, and fully above the second of both; see `Cut`."""
 REACHED = 0.85
 """Every row and column of a box gets a pixel of at least this probability, as boxes are tight."""
 

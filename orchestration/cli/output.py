@@ -19,7 +19,7 @@ CELL_LETTERS = 2000
 
 
 def say(message: str) -> None:
-    """Print a message for people on stderr; if nobody reads stderr any more, the command goes on all the same."""
+    """Print a message for people on stderr; once stderr has no reader, the command goes on silently."""
     with contextlib.suppress(OSError):
         typer.echo(one_message(message.rstrip()), err=True)
 

@@ -54,4 +54,4 @@ def _print_pages(server: str, tracked: Tracked) -> None:
     if tracked.sweep is not None:
         pages.append(("last sweep", comparison_url(server, *tracked.sweep)))
     print_pairs(pages)
-    sys.stdout.flush()  # whoever reads this through a pipe waits for it
+    sys.stdout.flush()  # a reader at the end of a pipe waits for it

@@ -1,4 +1,4 @@
-"""Who is told that a run or sweep has ended: a program, a web address, or both."""
+"""Who is notified when a run or sweep ends: a program, a web address, or both."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class NotifyConfig(Config):
         return url
 
     def address(self) -> str | None:
-        """The web address with the variables of the environment filled in; None where none is told.
+        """The web address with the variables of the environment filled in; None if no address is set.
 
         Raises:
             ConfigError: the environment lacks one of them, or this makes no address; the text tells no values.

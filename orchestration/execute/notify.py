@@ -30,7 +30,7 @@ logger = logging.getLogger("boxseg.notify")
 
 
 def notify_end(folder: RunFolder, spec: RunSpec, error: BaseException | None = None) -> None:
-    """Send a line about the end of a run or sweep to whoever `notify` in its settings names.
+    """Send a line about the end of a run or sweep to the receivers that `notify` in its settings names.
 
     Args:
         folder: Folder of the run or sweep; its end is already written there, unless the storage failed.
@@ -115,7 +115,7 @@ def _post(notify: NotifyConfig, line: str) -> None:
 
     Raises:
         BoxSegError: an environment variable is missing, or the server answered with an error.
-        Exception: nobody answered in time.
+        Exception: no answer came in time.
     """
     # Slack, Mattermost and Teams read `text`, Discord `content`
     content = json.dumps({"text": line, "content": line}).encode()

@@ -38,7 +38,7 @@ HEAR_S = 1.0
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
 END_S = 10.0
-"""How long Ray may take to end after nobody waits for the run any more [s]."""
+"""How long Ray may take to end once no run is waited for any more [s]."""
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ class Trials:
     def _settings_without_gain(self) -> int:
         """How many settings have begun after the best one and ended without being better.
 
-        Settings of earlier commands do not count: whoever resumes a sweep wants to see more of it.
+        Settings of earlier commands do not count: a user who resumes a sweep wants to see more of it.
         """
         num_seeds = len(self.plan.spec.sweep.seeds)
         best = self._ended.best()

@@ -1,4 +1,4 @@
-"""What a training process does, whoever started it: receive the run, train, and write the end to the run's folder."""
+"""What every training process does: receive the run, train, and write the end to the run's folder."""
 
 from __future__ import annotations
 

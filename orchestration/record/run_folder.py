@@ -293,7 +293,7 @@ class RunFolder:
         return self._change(change)
 
     def _idle_s(self, now: RunStatus) -> float:
-        """For how long nobody has worked on a run that is to start again [s]."""
+        """For how long a run that is to start again has been idle [s]."""
         works_here = now.status == "running" and now.pid == os.getpid()
         if now.started is None or works_here:
             return 0.0
@@ -422,7 +422,7 @@ class RunFolder:
         return file_lock(self.path / ".training")
 
     def tracking(self) -> contextlib.AbstractContextManager[None]:
-        """Lock of whoever copies this run to MLflow, as two processes would undo each other's changes.
+        """Lock for copying this run to MLflow, as two processes would undo each other's changes.
 
         Raises:
             BlockingIOError: another process has it. It is not waited for, as its MLflow may hang.

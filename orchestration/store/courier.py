@@ -196,7 +196,7 @@ class Courier:
     def _unsent(self) -> list[str]:
         """Checkpoints whose weights are not in the store yet, oldest first.
 
-        In this order, whoever goes on from a checkpoint in the store also finds the best ones before it.
+        In this order, a run that goes on from a checkpoint in the store also finds the best one before it.
         """
         return [
             name

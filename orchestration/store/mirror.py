@@ -112,7 +112,7 @@ class Mirror:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(self._fetch, wanted))
         for name in self._versions.keys() - listed.keys():
-            # stays if it was changed here, which whoever removed it in the store did not know
+            # stays if it was changed here, unknown to the process that removed it in the store
             if self._is_unchanged(name, present):
                 self._drop(name)
             del self._versions[name]
@@ -151,7 +151,7 @@ class Mirror:
             about = json.loads((checkpoint / ABOUT).read_bytes())
             sums = {name: digest for name, digest in about["sha256"].items() if name != ABOUT}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return  # whoever reads the checkpoint reports the damage
+            return  # the reader of the checkpoint reports the damage
         for name, digest in sums.items():
             path = checkpoint / PurePosixPath(name).name
             if only not in (None, name) or _digest(path) == digest:
@@ -476,7 +476,7 @@ def fetch_network(checkpoint: Path) -> Path:
     Raises:
         StorageError: the store does not answer or refuses the connection.
     """
-    with contextlib.suppress(CheckpointError):  # whoever reads it reports the damage
+    with contextlib.suppress(CheckpointError):  # its reader reports the damage
         fetch_checkpoint(checkpoint, only=f"{better_network(load_about(checkpoint))}.safetensors")
     return checkpoint
 

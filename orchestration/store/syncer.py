@@ -34,7 +34,7 @@ class Syncer:
     """Sends the changes of a tree from `start` to `close`, or in a `with` block, whose own error has precedence."""
 
     def __init__(self, mirror: Mirror, lease: Lease | None) -> None:
-        """Sends nothing yet; `lease` is None if nobody else can write there."""
+        """Sends nothing yet; `lease` is None if no other process can write there."""
         self._lease = lease
         self._mirror = mirror
         self._closing, self._given_up = threading.Event(), threading.Event()
