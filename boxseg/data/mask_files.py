@@ -113,7 +113,7 @@ def match_masks(file: MaskFile, data: CocoBoxes) -> dict[int, list[Entry]]:
         logger.warning(warning, path, count, len(entries), reason)
     if not masks_of:
         raise DataError(_why_nothing(file, data, is_matched=bool(index_of)))
-    _compare_boxes(path, [entry for of_image in masks_of.values() for entry in of_image])
+    _compare_boxes(path, [entry for group in masks_of.values() for entry in group])
     return masks_of
 
 

@@ -100,8 +100,8 @@ def fuse_candidates(
         # Nothing was pasted yet, so these are the colours that the teacher saw.
         colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE))  # (B, 3, H/4, W/4)
     return [
-        make_pseudo_masks(of_image, boxes, settings=qam, with_nms=with_nms, lab=lab)
-        for of_image, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
+        make_pseudo_masks(found, boxes, settings=qam, with_nms=with_nms, lab=lab)
+        for found, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
     ]
 
 

@@ -140,21 +140,20 @@ def read_objects(file: MaskFile, data: CocoBoxes) -> list[ImageResult]:
             its entries only.
     """
     path, masks_of = file.path, match_masks(file, data)
-    entries = [entry for of_image in masks_of.values() for entry in of_image]
+    entries = [entry for group in masks_of.values() for entry in group]
     without_score = sum(_score_of(entry) is None for entry in entries)
     if 0 < without_score < len(entries):
         problem = f"{without_score} of {len(entries)} entries have neither score nor quality"
         raise DataError(f"{path}: {problem}; AP ranks all of them by it (add them, or remove all)")
     masks_of = _of_known_classes(file, data, masks_of)
-    entries = [entry for of_image in masks_of.values() for entry in of_image]
+    entries = [entry for group in masks_of.values() for entry in group]
     if without_score:
         problem = "no entry has a score or quality: equal scores count in the order of the file"
         logger.warning("%s: %s", path, problem)
     _warn_of_repeated(path, entries)
     results = []
     for index in range(len(data)):  # images without an entry too: nothing was found in them
-        of_image = masks_of.get(data.image_id(index), [])
-        results.append(_read_image(path, data, index, of_image))
+        results.append(_read_image(path, data, index, masks_of.get(data.image_id(index), [])))
     _warn_of_other_classes(path, data, results)
     return results
 

@@ -182,7 +182,7 @@ def _find(
 
 
 def _encode_all(detections: list[Detections]) -> list[ImageResult]:
-    return [encode_detections(of_image) for of_image in detections]
+    return [encode_detections(found) for found in detections]
 
 
 class PseudoMaskWatcher:

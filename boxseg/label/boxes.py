@@ -110,43 +110,38 @@ def label_together(
     # for each image: row of a box with an area -> its close-up
     close_ups: list[dict[int, CloseUp]] = []
     for sample, other in zip(samples, others, strict=True):
-        has_area = box_area(sample.boxes) > 0
-        of_image = {}
-        for row in has_area.nonzero()[:, 0].tolist():
-            of_image[row] = _close_up(predictor, sample, row, other)
-        close_ups.append(of_image)
-    all_close_ups = [close_up for of_image in close_ups for close_up in of_image.values()]
+        rows = (box_area(sample.boxes) > 0).nonzero()[:, 0].tolist()
+        close_ups.append({row: _close_up(predictor, sample, row, other) for row in rows})
+    all_close_ups = [close_up for by_row in close_ups for close_up in by_row.values()]
     # All boxes of all images at once, as a GPU takes hardly longer for a full batch than for one box.
     soft_masks = iter(find_soft_masks(predictor, all_close_ups))
     labels = []
-    for sample, of_image in zip(samples, close_ups, strict=True):
-        of_boxes = {}
-        for row, close_up in of_image.items():
-            of_boxes[row] = close_up, next(soft_masks)
-        labels.append(_assemble(sample, of_boxes))
+    for sample, by_row in zip(samples, close_ups, strict=True):
+        maps = {row: (close_up, next(soft_masks)) for row, close_up in by_row.items()}
+        labels.append(_assemble(sample, maps))
     return labels
 
 
 def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels | None) -> CloseUp:
     """The close-up of a box, with the mask that another tool made for it, if there is one."""
-    of_box = take_close_up(predictor, sample, row)
+    close_up = take_close_up(predictor, sample, row)
     if others is None or not others.parts[row].area:  # other tools may have no mask for a box
-        return of_box
+        return close_up
     part = others.parts[row]
     (fit,) = box_fits([part], sample.boxes[row : row + 1]).tolist()
     quality = float(others.quality[row])
-    return replace(of_box, other=OtherMask(part, quality, fit))
+    return replace(close_up, other=OtherMask(part, quality, fit))
 
 
-def _assemble(sample: Sample, of_boxes: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
-    """The masks of an image from the maps of its close-ups."""
+def _assemble(sample: Sample, maps: dict[int, tuple[CloseUp, SoftMask]]) -> BoxLabels:
+    """The masks of an image from `maps`: row of a box -> its close-up and what the network says of it."""
     count = len(sample.boxes)
     size = (sample.image.shape[1], sample.image.shape[2])
     parts = [NO_MASK] * count
     quality = torch.zeros(count)
     num_candidates = torch.zeros(count, dtype=torch.int64)
     clean: dict[int, MaskPart] = {}
-    for row, (close_up, soft_mask) in of_boxes.items():
+    for row, (close_up, soft_mask) in maps.items():
         outline = outline_in(sample, row, close_up, soft_mask)
         window = close_up.window
         parts[row] = MaskPart(outline.mask, window.top, window.left).trimmed()

@@ -116,7 +116,7 @@ class Journal:
     def add(self, labels: Sequence[ImageLabels]) -> None:
         """Remember images."""
         self._append(*map(asdict, labels))
-        self.done |= {of_image.image_id: of_image for of_image in labels}
+        self.done |= {image.image_id: image for image in labels}
 
     def forget_changed(self, data: CocoBoxes) -> int:
         """Forget the images whose files were replaced since they were labelled; returns their number."""

@@ -109,24 +109,23 @@ def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
     # Only close-ups of the same size share a batch: padding would change what the network says.
     by_size: dict[Size, list[int]] = {}
-    for place, of_box in enumerate(close_ups):
-        by_size.setdefault(padded_size(of_box.view), []).append(place)
+    for place, close_up in enumerate(close_ups):
+        by_size.setdefault(padded_size(close_up.view), []).append(place)
     soft_masks: dict[int, SoftMask] = {}
     for alike in by_size.values():
         for start in range(0, len(alike), at_once):
             places = alike[start : start + at_once]
-            of_part = _look_twice(predictor, [close_ups[place] for place in places])
-            soft_masks |= dict(zip(places, of_part, strict=True))
+            found = _look_twice(predictor, [close_ups[place] for place in places])
+            soft_masks |= dict(zip(places, found, strict=True))
     return [soft_masks[place] for place in range(len(close_ups))]
 
 
 def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[SoftMask]:
     """For each close-up, the mean of its map and that of its mirror image, as the errors of the two differ."""
-    mirror_images = []
-    for of_box in close_ups:
-        mirror_images.append(replace(of_box, view=flip_view(of_box.view)))
     plain = _look(predictor, close_ups)
-    mirrored = _look(predictor, mirror_images)
+    mirrored = _look(
+        predictor, [replace(shown, view=flip_view(shown.view)) for shown in close_ups]
+    )
     for here, there in zip(plain, mirrored, strict=True):
         looks = [here, replace(there, soft=there.soft.flip(1))]
         # Averaging with the empty map of a look that found nothing would halve the other one.
@@ -138,7 +137,7 @@ def _look_twice(predictor: Predictor, close_ups: Sequence[CloseUp]) -> Iterator[
 
 
 def _look(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
-    views = [of_box.view for of_box in close_ups]
+    views = [close_up.view for close_up in close_ups]
     batch = collate(views, divisor=PADDED_TO, device=predictor.device)
     soft_masks: list[SoftMask] = []
     # The predictor splits a batch that does not fit in memory, so a part may have only some of the close-ups.
@@ -175,8 +174,8 @@ def _read_maps(
 
 def _with_boxes_of(batch: Batch, places: Sequence[int]) -> Batch:
     """A batch in which only the images at some places have boxes."""
-    boxes = [of_image[:0] for of_image in batch.boxes]
-    labels = [of_image[:0] for of_image in batch.labels]
+    boxes = [image_boxes[:0] for image_boxes in batch.boxes]
+    labels = [image_labels[:0] for image_labels in batch.labels]
     for place in places:
         boxes[place] = batch.boxes[place]
         labels[place] = batch.labels[place]

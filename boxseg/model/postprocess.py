@@ -52,8 +52,8 @@ def postprocess(
         parts, certainty = finish_masks(mask_probs, size, original_size)
         scores = (chosen.scores * certainty).sqrt()
         image_id = batch.image_ids[image]
-        of_image = Detections(boxes, scores, chosen.labels, parts, original_size, image_id)
-        detections.append(of_image.take(scores.argsort(descending=True, stable=True)))
+        found = Detections(boxes, scores, chosen.labels, parts, original_size, image_id)
+        detections.append(found.take(scores.argsort(descending=True, stable=True)))
     return detections
 
 

@@ -56,21 +56,21 @@ def pick_candidates(
     )
     if config.teacher.with_nms:
         return [
-            one_per_box(network, predictions, of_image, batch, view, image, config)
-            for image, of_image in enumerate(detections)
+            one_per_box(network, predictions, found, batch, view, image, config)
+            for image, found in enumerate(detections)
         ]
     chosen = kept_candidates(
-        [_rank(of_image, batch, view, image, qam) for image, of_image in enumerate(detections)]
+        [_rank(found, batch, view, image, qam) for image, found in enumerate(detections)]
     )
     # Only where the view is the batch are the cells of the network's maps those of the batch.
     if around_boxes and network.draws_windows and view is batch and needs_windows_only(qam):
         return draw_in_windows(network, predictions, detections, chosen, batch)
     candidates = []
-    for image, (of_image, best) in enumerate(zip(detections, chosen, strict=True)):
-        handle = of_image.handle[best.detection_index]
+    for image, (found, best) in enumerate(zip(detections, chosen, strict=True)):
+        handle = found.handle[best.detection_index]
         frame = mask_frame(batch, view, image, qam)
         probs = whole_masks(network, predictions, handle, batch, view, image, frame)
-        scores = of_image.scores[best.detection_index]
+        scores = found.scores[best.detection_index]
         candidates.append(Candidates(probs, scores, best.iou, best.box_index, frame))
     return candidates
 

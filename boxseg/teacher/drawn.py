@@ -25,9 +25,7 @@ def prefer_drawn(
     teacher: list[PseudoMasks | None] = (
         [None] * len(drawn) if pseudo_masks is None else list(pseudo_masks)
     )
-    return [
-        _prefer_drawn(of_image, pseudo) for of_image, pseudo in zip(drawn, teacher, strict=True)
-    ]
+    return [_prefer_drawn(masks, pseudo) for masks, pseudo in zip(drawn, teacher, strict=True)]
 
 
 def _prefer_drawn(drawn: DrawnMasks, pseudo: PseudoMasks | None) -> PseudoMasks:

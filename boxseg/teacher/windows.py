@@ -70,8 +70,8 @@ def draw_in_windows(
         before += len(best.detection_index)
     drawn = network.window_logits(predictions, torch.cat(image_index), torch.cat(handle), parts)
     candidates = []
-    for of_image, best, groups in zip(detections, chosen, plan, strict=True):
-        scores = of_image.scores[best.detection_index]
+    for found, best, groups in zip(detections, chosen, plan, strict=True):
+        scores = found.scores[best.detection_index]
         # `drawn` gives the groups of all images in turn.
         around = [replace(group, mask_probs=next(drawn).sigmoid()) for group in groups]
         no_maps = scores.new_zeros(len(scores), 0, 0)
@@ -84,7 +84,7 @@ def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMask
     height, width = (side // MASK_STRIDE for side in batch.valid.shape[-2:])
     boxes = torch.cat(batch.boxes)
     start, end = _box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
-    num_boxes = [len(of_image) for of_image in batch.boxes]
+    num_boxes = [len(own) for own in batch.boxes]
     count = torch.cat(
         [count_per_box(own, total) for own, total in zip(box_index, num_boxes, strict=True)]
     )
