@@ -44,6 +44,8 @@ class Rule:
     """What a command ends with if the error itself is not one of ours."""
 
 
+SHOWN_LETTERS = 160
+"""What the summary of a failure shows of a long text."""
 RULES: dict[FailureClass, Rule] = {
     # Errors of our own come first and are recognised by their class alone, as their texts may quote anything.
     FailureClass.CONFIGURATION: Rule(r"^(ConfigError|ResourceError)\b", "stop"),
@@ -127,7 +129,9 @@ class Failure:
     @property
     def summary(self) -> str:
         """Class and first line, as in `data: no t.json`; if it is unknown, also the class of the error."""
-        first_line = self.text.partition("\n")[0][:160]
+        first_line = self.text.partition("\n")[0]
+        if len(first_line) > SHOWN_LETTERS:
+            first_line = f"{first_line[:SHOWN_LETTERS]}…"
         if self.failure_class == FailureClass.UNKNOWN and self.text != self.kind:
             return f"{self.failure_class}: {self.kind}: {first_line}"
         return f"{self.failure_class}: {first_line}"

@@ -83,7 +83,10 @@ def find_run(storage: Path, name: str) -> RunFolder:
 
 
 def _best_trial(sweep: RunFolder, name: str) -> RunFolder:
-    best = sweep.status().best_run
+    status = sweep.status()
+    best = status.best_run
+    if status.kind == "run":
+        raise ConfigError(f"{name}: names a run and not a sweep; leave out `best:`")
     if best is None:
         raise ConfigError(
             f"{name}: the sweep has no best trial yet; `boxseg runs show` shows its state"

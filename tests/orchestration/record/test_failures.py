@@ -84,6 +84,11 @@ def test_an_error_has_its_class_policy_and_exit_code(error, expected, policy, co
     assert exit_code_for(error_of(failure)) == code
 
 
+def test_a_summary_that_is_cut_shows_it():
+    assert Failure("DataError", "a.json: bad").summary == "data: a.json: bad"
+    assert Failure("DataError", "long " * 100).summary.endswith(" long …")
+
+
 def test_every_class_has_a_rule():
     assert set(RULES) == set(FailureClass)
 

@@ -300,6 +300,8 @@ def test_runs_are_found_by_folder_id_and_best(tmp_path):
         find_run(tmp_path, "best:20260102-000000-bbbb")
     sweep.update(best_run=trial.path.name)
     assert find_run(tmp_path, "best:20260102-000000-bbbb").path == trial.path
+    with pytest.raises(ConfigError, match="a run and not a sweep; leave out `best:`"):
+        find_run(tmp_path, f"best:{trial.path}")
     for name in ("zzzz", "aaaa", "20260101"):
         with pytest.raises(ConfigError, match="no such run"):
             find_run(tmp_path, name)
