@@ -26,6 +26,7 @@ from orchestration.cli.output import print_json, print_line, print_pairs, say, w
 from orchestration.errors import ExitCode
 
 if TYPE_CHECKING:
+    from boxseg.config.method import CocoSource
     from boxseg.data.mask_files import MaskFile
     from orchestration.execute.label_run import LabelTask
 
@@ -96,7 +97,7 @@ def label(
     check_minutes(minutes)
     runs = storage or Path("runs")
     # refuse what can be refused before `find_boxes` imports anything into the output folder
-    masks = None if trains else _open_named(apply, source, run, fuse_with, runs)
+    masks = _open_named(apply, source, run, fuse_with, runs)
     if not plan:
         require_room("--output", folder)
     data, images = fetch_named(data, images, say)
@@ -224,6 +225,8 @@ def _label(
     """Label the boxes of a task; trains a run first if one is needed and none is named."""
     about: dict[str, Any] = {}
     if source == "run" and run is None:
+        if masks is not None:
+            _require_matches(masks, task.data)
         run, about = _train(task)
         review = True
 
@@ -245,6 +248,14 @@ def _label(
             return make_labels(
                 boxes, task.folder, opened, say, about=about, review=review, signals=signals
             )
+
+
+def _require_matches(masks: MaskFile, data: CocoSource) -> None:
+    """Refuse masks that cannot join those of a run, before it is trained."""
+    from boxseg.data.dataset import CocoBoxes
+    from boxseg.label.sources import from_file
+
+    from_file(masks, CocoBoxes(data, train=False))
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:

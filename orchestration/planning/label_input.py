@@ -103,8 +103,6 @@ def open_masks(
         raise ConfigError(
             f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"
         )
-    if name == "run" and run is None:
-        raise ConfigError("--source run needs --run; `boxseg runs ls` lists runs")
     file = fuse_with if name in SOURCES else Path(path)
     masks = None if file is None else MaskFile.read(file)
     if name == "run" and run is not None:

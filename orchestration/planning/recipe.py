@@ -46,7 +46,7 @@ LEAST_TRAINING = 0.5
 """Least share of the time for training, however many boxes there are to label."""
 SAVE_EVERY_S = 90
 """About the most training time that a kill may cost."""
-FEWEST_MINUTES = 1.0
+FEWEST_MINUTES, MOST_MINUTES = 1, 1_000_000
 LEAST_MEMORY = 3 * 10**9
 """With less, the batch is trained in two parts: 1.5 GB were measured for whole batches."""
 
@@ -161,14 +161,14 @@ class Recipe:
 
 
 def check_minutes(minutes: float | None) -> None:
-    """Refuse a time in which nothing can be learnt.
+    """Refuse a time in which nothing can be learnt, and one without an end.
 
     Raises:
-        ConfigError: names the least.
+        ConfigError: names the least and the most.
     """
-    if minutes is not None and not minutes >= FEWEST_MINUTES:
+    if minutes is not None and not FEWEST_MINUTES <= minutes <= MOST_MINUTES:
         raise ConfigError(
-            f"--minutes {minutes:g}: nothing is learnt in that; give {FEWEST_MINUTES:g} or more"
+            f"--minutes {minutes:g}: use {FEWEST_MINUTES} to {MOST_MINUTES}; nothing is learnt in less"
         )
 
 

@@ -235,6 +235,17 @@ def test_options_of_training_are_refused_where_nothing_is_trained(done, more, ca
     assert f"{more[0]}: is for training" in capsys.readouterr().err
 
 
+def test_masks_that_are_to_join_are_heard_where_the_run_is_trained_too(done, finished, capsys):
+    drawn = str(next((finished.folder / "drawn").rglob("*.json")))
+    assert run([*done, "--fuse-with", drawn]) == 2
+    assert "labels made with another fuse_with" in capsys.readouterr().err
+    new = [*done, "--output", "joined", "--fuse-with"]
+    for masks, told in (("none.json", "does not exist"), ("boxes.json", "has no mask for any")):
+        assert run([*new, masks]) == 3
+        assert told in capsys.readouterr().err
+        assert not Path("joined").exists()
+
+
 def test_other_boxes_teach_and_runs_may_lie_elsewhere(ask, tmp_path):
     taught = write_set(tmp_path / "taught", KINDS["rings"], images=3, seed=1)
     assert run([*ask, "--train-on", str(taught.annotations), "--storage", "elsewhere"]) == 0

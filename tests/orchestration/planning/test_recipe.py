@@ -184,7 +184,9 @@ def test_the_command_prints_or_writes_it(sets, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("more", "code", "told"),
     [
-        (["--minutes", "0.1"], 2, "--minutes 0.1: nothing is learnt in that"),
+        (["--minutes", "0.1"], 2, "--minutes 0.1: use 1 to 1000000; nothing is learnt in less"),
+        (["--minutes", "inf"], 2, "--minutes inf: use 1 to 1000000"),
+        (["--minutes", "nan"], 2, "--minutes nan: use 1 to 1000000"),
         (["--set", "train.step=3"], 2, "did you mean train.steps?"),
         (["--images", "nowhere"], 2, "--images nowhere: is not a folder"),
     ],
