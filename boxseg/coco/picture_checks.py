@@ -68,9 +68,7 @@ def picture_faults(folder: Path, images: list[Entry], *, decode: bool) -> Iterat
 def _repeated_faults(folder: Path, images: list[Entry]) -> Iterator[Fault]:
     """One fault if pictures have the same bytes as another one."""
     names = listed_files(folder, images)
-    repeated = []
-    for same in find_same(list(names)):
-        repeated += [(same[0], other) for other in same[1:]]
+    repeated = [(first, other) for first, *others in find_same(list(names)) for other in others]
     if repeated:
         first, other = (names[path] for path in repeated[0])
         value = f"has {len(repeated)} pictures that are another one byte for byte, such as {other!r} and {first!r}"

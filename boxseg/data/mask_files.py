@@ -214,10 +214,7 @@ def _match_name(
     relative = os.path.relpath(os.path.abspath(name), folder)  # noqa: PTH100  links are kept
     if relative in position_of:
         return relative
-    alike = []
-    for other in names.alike(name):
-        if is_tail(name, (folder / other).as_posix()):
-            alike.append(other)
+    alike = [other for other in names.alike(name) if is_tail(name, (folder / other).as_posix())]
     if len(alike) > 1:
         raise DataError(
             f"{path}: its image {name!r} may be {alike[0]!r} or {alike[1]!r} of {_place(data)}; images are "

@@ -57,8 +57,4 @@ def _side_by_side(of_runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _differing(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    differing = {}
-    for name, of_runs in values.items():
-        if any(value != of_runs[0] for value in of_runs):
-            differing[name] = of_runs
-    return differing
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}

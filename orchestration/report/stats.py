@@ -161,11 +161,8 @@ def study_importance(table: SweepTable, curves: Curves) -> ImportanceStudy:
         if score is not None and step in dict(curve):
             targets[trial] = score
     rows = [row for row in table.rows if row.id in targets]
-    names = []
-    for name in table.names:
-        # as text, since values can be lists
-        if len({str(row.values.get(name)) for row in rows}) > 1:
-            names.append(name)
+    # as text, since values can be lists
+    names = [name for name in table.names if len({str(row.values.get(name)) for row in rows}) > 1]
     index = {row.id: place for place, row in enumerate(rows)}
     groups = []  # places of the trials of each setting
     for trials in table.settings():
