@@ -51,6 +51,8 @@ LEAST_CLAIM = 0.05
 FOREIGN, OWN = 0.2, 0.5
 """A mask gives the shared pixels away if their colours overlap less than the first with the rest of this mask, and more
 than the second with the rest of the other one."""
+INSIDE = 0.9
+"""A mask of which the other one holds this much lies inside it: the rest is its outline, whose pixels are blends."""
 CLAIM_SAMPLE = 1500
 """Of larger regions, about this many pixels are sampled to compare colours."""
 
@@ -277,20 +279,22 @@ def _overlapping(parts: dict[int, MaskPart]) -> list[tuple[int, int]]:
 
 def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> MaskPart | None:
     """The mask whose own colours the shared pixels do not have, if they have those of the other mask; else None."""
-    claimed = _colors_of(image, one, _common(one, other))
+    common = _common(one, other)
+    claimed = _colors_of(image, one, common)
     rests = [
-        _colors_of(image, one, one.pixels & ~_common(one, other)),
+        _colors_of(image, one, one.pixels & ~common),
         _colors_of(image, other, other.pixels & ~_common(other, one)),
     ]
     # One row of pixels, so that all three regions are sorted into the same colours.
     regions = [claimed, *rests]
     color = sort_colors(to_lab(np.concatenate(regions)[None]))
     region = np.repeat(np.arange(3), [len(pixels) for pixels in regions])[None]
-    for_one, for_other = (
-        shared_colors(color, region == 0, region == rest) if (region == rest).any() else 1.0
-        for rest in (1, 2)
-    )
-    # A mask that lies inside the other one has no rest: the shared pixels are its own.
+    overlaps = []
+    for rest, mask in ((1, one), (2, other)):
+        # If the mask lies inside the other one, the shared pixels are its own.
+        is_inside = common.sum() >= INSIDE * mask.area
+        overlaps.append(1.0 if is_inside else shared_colors(color, region == 0, region == rest))
+    for_one, for_other = overlaps
     if for_one < FOREIGN and for_other > OWN:
         return one
     if for_other < FOREIGN and for_one > OWN:
