@@ -175,9 +175,8 @@ def _train_once(reporter: FileReporter, device: str) -> None:
     status = folder.stored()
     if _is_to_stay(status, alone=reporter.workers == 1):
         return
-    if (
-        status.status == "finished"
-    ):  # an earlier process was lost before it could tell Ray of the end
+    # An earlier process was lost before it could tell Ray of the end.
+    if status.status == "finished":
         reporter.finish(status.step, status.metrics)
         return
     if reporter.rank == 0:
