@@ -44,6 +44,8 @@ USUAL_STEPS = 1200
 LEAST_STEPS = 100
 LEAST_TRAINING = 0.5
 """Least share of the time for training, however many boxes there are to label."""
+AT_THE_END = 1_000_000_000
+"""More updates than any recipe has: the run is evaluated after the last one alone, however many are asked for."""
 SAVE_EVERY_S = 90
 """About the most training time that a kill may cost."""
 FEWEST_MINUTES, MOST_MINUTES = 1, 1_000_000
@@ -325,7 +327,7 @@ def _train_choices(
     yield from _length_choices(steps, times, minutes)
     yield from _batch_choices(machine)
     yield from _view_choices(fingerprint)
-    yield from _saving_choices(steps, times)
+    yield from _saving_choices(times)
     yield "train.channels_last", True, "Faster with this backbone."
     if machine.has_bf16 and not machine.gpus:
         reason = (
@@ -375,12 +377,12 @@ def _view_choices(fingerprint: Fingerprint) -> Iterator[Row]:
         yield "train.eval_tile", EVAL_TILE, reason
 
 
-def _saving_choices(steps: int, times: Times) -> Iterator[Row]:
+def _saving_choices(times: Times) -> Iterator[Row]:
     """When the run is evaluated and saved."""
     reason = "Evaluated at the end alone: time is better spent on training."
-    yield "train.eval_every", steps, reason
+    yield "train.eval_every", AT_THE_END, reason
     saves = max(round(SAVE_EVERY_S / times.step_s), 1)
-    yield "train.save_every", min(saves, steps), "Saved now and then, so that a kill costs little."
+    yield "train.save_every", saves, "Saved now and then, so that a kill costs little."
     reason = "The mean of the student's last states, and steadier than any of them."
     yield "train.evaluate", "teacher", reason
     reason = (

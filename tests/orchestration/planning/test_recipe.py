@@ -8,6 +8,7 @@ from tiny_sets import KINDS, without_masks, write_set
 
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits
+from boxseg.engine.train import due_steps
 from orchestration.cli.app import run
 from orchestration.config.spec import load_run
 from orchestration.execute.label_run import describe_time
@@ -154,6 +155,12 @@ def test_what_is_asked_for_wins_and_is_marked(sets, tmp_path):
     spec = load_run(write(made, tmp_path))
     assert (spec.train.seed, spec.model.channels, spec.loss.mask_weight) == (3, 32, 1.5)
     assert made.text().count("# Asked for with --set.") == 3
+
+
+def test_more_updates_than_were_chosen_are_still_evaluated_at_the_end_alone(sets, tmp_path):
+    made = recipe(sets["rings"], overrides=[f"train.steps={2 * USUAL_STEPS}"])
+    spec = load_run(write(made, tmp_path))
+    assert due_steps(spec.train.steps, spec.train.eval_every) == {2 * USUAL_STEPS}
 
 
 def test_names_of_files_become_names_of_experiments():
