@@ -512,7 +512,10 @@ def test_a_signal_after_a_command_has_ended_changes_neither_its_exit_code_nor_it
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_a_command_without_state_is_told_and_ends_as_a_second_one(number):
     program = (
-        "import os\nfrom orchestration.cli.app import main\nfrom orchestration.config import spec\n"
+        "import os, signal\nfrom orchestration.cli.app import main\nfrom orchestration.config import spec\n"
+        # jobs in the background of a shell, and under nohup, begin with these ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         f"spec.load_run = lambda *_: os.kill(os.getpid(), {int(number)})\nmain(['train', 'any.yaml'])"
     )
     done = subprocess.run(
