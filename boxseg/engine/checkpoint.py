@@ -221,17 +221,35 @@ def find_best(checkpoints: Path) -> Path | None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path stands for.
 
-    The folder of a run stands for its best checkpoint. `last` and `best` stand for what they would point to, even in a
-    copied run that has lost these links. Any other path stands for itself.
+    The folder of a run stands for its best checkpoint, even if that is lost. `last` and `best` stand for what they
+    would point to, even in a copied run that has lost these links. Any other path stands for itself.
     """
     meant = None
     if (path / "checkpoints").is_dir():
-        meant = find_best(path / "checkpoints")
+        meant = _find_named_best(path / "checkpoints")
     elif path.name == BEST and not (path / ABOUT).exists():
-        meant = find_best(path.parent)
+        meant = _find_named_best(path.parent)
     elif path.name == LAST and not (path / ABOUT).exists():
         meant = next((folder for _, folder in oldest_first(path.parent)[::-1]), None)
     return meant or path
+
+
+def _find_named_best(checkpoints: Path) -> Path | None:
+    """`find_best`, or the newer checkpoint that the link `best` names: an earlier one must not take its place unnoticed.
+
+    Without the link, a newest checkpoint that cannot be read may have been the best, which a warning says.
+    """
+    best, link = find_best(checkpoints), checkpoints / BEST
+    if link.is_symlink():
+        named = checkpoints / link.readlink().name
+        is_step = STEP.fullmatch(named.name) is not None
+        is_newer = is_step and (best is None or step_of(named) > step_of(best))
+        return named if is_newer else best
+    newest = folder_of(checkpoints, newest_step(checkpoints))
+    if best not in (None, newest) and _try_about(newest) is None:
+        doubt = "%s cannot be read, and may have been the best; %s is used"
+        logger.warning(doubt, newest / ABOUT, best)
+    return best
 
 
 def find_checkpoint_damage(folder: Path, *, only: str | None = None) -> str | None:

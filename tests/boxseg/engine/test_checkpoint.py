@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from copies import COPIES
 
 from boxseg.engine import checkpoint
 from boxseg.errors import CheckpointError, StorageError
+from boxseg.predict import Predictor
 
 
 def write(folder, step, value=0.0, **about):
@@ -213,6 +215,35 @@ def test_the_best_is_found_where_a_kill_came_before_its_link(tmp_path):
     stopped = write(tmp_path, 5, evaluated=4, best_step=4)
     checkpoint.publish(tmp_path, stopped)
     assert (tmp_path / "best").readlink().name == "step-00000004"
+
+
+@pytest.mark.parametrize("damage", ["gone", "unreadable"])
+def test_an_earlier_checkpoint_does_not_take_the_place_of_the_best_unnoticed(tmp_path, damage):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    sound, best = (evaluated(checkpoints, step, best_step=step) for step in (2, 4))
+    if damage == "gone":
+        shutil.rmtree(best)
+    else:
+        (best / "about.json").write_text("{")
+    for named in (tmp_path, checkpoints / "best"):
+        assert checkpoint.find_checkpoint(named).resolve() == best.resolve()
+    with pytest.raises(CheckpointError, match=rf"{sound} is sound; name that one"):
+        Predictor(tmp_path)
+
+
+def test_a_copy_without_links_warns_that_the_newest_checkpoint_may_have_been_the_best(
+    tmp_path, caplog
+):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    sound, newest = (evaluated(checkpoints, step, best_step=2) for step in (2, 4))
+    (newest / "about.json").write_text("{")
+    assert checkpoint.find_checkpoint(tmp_path) == sound
+    assert not caplog.text, "the link says which one was the best"
+    (checkpoints / "best").unlink()
+    assert checkpoint.find_checkpoint(tmp_path) == sound
+    assert f"{newest / 'about.json'} cannot be read, and may have been the best" in caplog.text
 
 
 def test_where_the_disk_knows_no_links_the_folders_serve_alone(tmp_path, monkeypatch):
