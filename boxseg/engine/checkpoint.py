@@ -235,7 +235,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _find_named_best(checkpoints: Path) -> Path | None:
-    """`find_best`, or the newer checkpoint that the link `best` names: an earlier one must not take its place unnoticed.
+    """`find_best`, or the newer one that the link `best` names: no earlier one takes its place unnoticed.
 
     Without the link, a newest checkpoint that cannot be read may have been the best, which a warning says.
     """

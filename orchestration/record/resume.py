@@ -335,15 +335,22 @@ def differing_settings(
     """(name, value now, value of the run or sweep) of each setting that differs and must not change.
 
     Raises:
-        ConfigError: the settings of the run or sweep cannot be read.
+        ConfigError: the settings of the run or sweep cannot be read, or lack the end.
     """
     # To text and back, as on the disk: otherwise a tuple would differ from the list that it was read as.
     now = params_of(parse_resolved(dump_resolved(spec)))
     before = params_of(read_resolved(folder.config_path))
+    missing = [name for name in now if name not in before]
+    # half of a YAML file is often YAML too
+    is_cut = missing == [*now][-len(missing) :]
     differing = []
     for name, value in now.items():
         is_free = name in may_change or name.startswith(("resources.", "storage", "tracking."))
-        there = before.get(name, "nothing")  # the file may be cut short
+        there = before.get(name, "nothing")
         if not is_free and there != value:
+            if is_cut and name in missing:
+                raise ConfigError(
+                    f"{folder.config_path}: is damaged: it ends before {name}; {COPY_BACK}"
+                )
             differing.append((name, value, there))
     return differing

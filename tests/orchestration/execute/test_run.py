@@ -255,6 +255,18 @@ def test_a_resume_with_other_settings_is_refused_and_changes_nothing(storage):
     assert (Path(first.folder) / "config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("last", ["name: ", "  k_top: "])
+def test_a_resume_with_settings_that_were_cut_short_says_that_they_are_damaged(storage, last):
+    first = train_run(make_spec(storage), train_fn=make_training(), progress=False)
+    path = Path(first.folder) / "config.yaml"
+    kept, _, _ = path.read_text().partition(f"\n{last}")
+    path.write_text(f"{kept}\n")
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: is damaged: it ends before .*put a copy back"
+    ):
+        train_run(make_spec(storage), resume=first.id, train_fn=make_training(), progress=False)
+
+
 def test_a_resume_on_changed_data_is_refused_and_changes_nothing(tmp_path):
     first = train_run(make_spec(tmp_path), train_fn=make_training(), progress=False)
     annotations = Path(first.tags["data"])
