@@ -52,8 +52,6 @@ def find_image_files(sources: Sequence[str]) -> list[Path]:
 
 
 def _files_of(source: str) -> list[Path]:
-    if not source:  # as a path this would be the folder where the command is called
-        raise ConfigError("an image source is empty; name image files, folders or patterns")
     path = Path(source)
     if path.is_dir():
         return image_files(path)

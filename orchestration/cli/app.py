@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import typer
 
-from boxseg.errors import BoxSegError
+from boxseg.errors import BoxSegError, ConfigError
 from boxseg.files.writing import STORAGE_FAULTS
 from orchestration.cli import config, data, doctor, evaluate, jobs, label, recipe, runs, train, ui
 from orchestration.cli.output import say
@@ -107,6 +109,7 @@ def run(arguments: list[str]) -> int:
         say("error: the current folder is gone; change to another, and run the command again")
         return ExitCode.USAGE
     try:
+        _refuse_empty(arguments)
         # in standalone mode click would print errors its own way and end the process
         result = app(arguments, prog_name="boxseg", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -125,6 +128,20 @@ def run(arguments: list[str]) -> int:
         say("interrupted")
     # click hands the exit code of a typer.Exit back as the result
     return result if isinstance(result, int) else ExitCode.DONE
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse arguments without text: as a path, each would mean the current folder.
+
+    Raises:
+        ConfigError: names the option, or the word in front.
+    """
+    for before, argument in itertools.pairwise(["boxseg", *arguments]):
+        if re.fullmatch(r"(--[\w-]+=)?", argument):
+            place = argument or f"the argument after {before}"
+            raise ConfigError(
+                f"{place}: is empty, as a shell variable that is not set; give it a value, or leave it out"
+            )
 
 
 def _report(error: Exception) -> int:

@@ -115,6 +115,8 @@ def override(source: Source, text: str) -> Source:
     if not equals or not re.fullmatch(r"[\w/-]+(\.[\w/-]+)*", key):
         example = "write for example --set qam.k_top=10"
         raise ConfigError(f"--set {text}: not of the form key=value; {example}")
+    if not value:  # would be null, and so the default
+        raise ConfigError(f"--set {key}=: has no value; write one behind the sign, perhaps null")
     path = tuple(key.split("."))
     if len(path) > MAX_DEPTH:
         rule = f"there are {MAX_DEPTH} at most"
@@ -320,6 +322,8 @@ class _Reader(yaml.SafeLoader):
             del self.places[other]
 
     def _absolute(self, value: str, place: str) -> str:
+        if not value:  # as a path it would be the folder itself
+            raise ConfigError(f"{place} is empty; name a path, or leave the setting out")
         # URIs, and the words that `model.weights` takes
         if "://" in value or value in ("auto", "imagenet", "none"):
             return value

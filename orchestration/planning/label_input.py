@@ -97,8 +97,7 @@ def open_masks(
     """
     path = name.removeprefix(OF_FILE)
     if name not in SOURCES and (not name.startswith(OF_FILE) or not path):
-        shown = name or "(empty)"
-        raise ConfigError(f"--source {shown}: use run, box or file:COCO.json")
+        raise ConfigError(f"--source {name}: use run, box or file:COCO.json")
     if name != "run" and fuse_with is not None:
         raise ConfigError(
             f"--fuse-with {fuse_with}: joins the candidates of a run, not --source {name}; leave one out"

@@ -66,6 +66,7 @@ def grid(settings: int, values: int) -> str:
             "storage: ~nobody-here/runs",
             "exp.yaml:1: storage is ~nobody-here/runs, the home of an unknown user",
         ),
+        ('storage: ""', "exp.yaml:1: storage is empty; name a path, or leave the setting out"),
         (
             "name: 'x",
             "exp.yaml:1: not valid YAML: while scanning a quoted scalar, found end of stream",
@@ -153,6 +154,8 @@ def test_a_folder_of_many_files_is_not_listed_as_a_whole(tmp_path: Path):
         ("name=a\x00b", "--set name: holds the character U+0000"),
         ("name=\udcff", "--set name: holds the character U+DCFF"),
         ("qam=" + "{a: " * 100, "--set qam: nested too deeply"),
+        ("storage=", "--set storage=: has no value"),
+        ("data.train={images: '', annotations: x}", "data.train.images is empty"),
         ("name=&a [*a]", "--set name: nested too deeply"),
     ],
     ids=lambda value: ascii(value)[:20],

@@ -90,6 +90,24 @@ def test_wrong_input_is_named_and_nothing_is_written(
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["label", "gt.json", "--source", "box", "--output", ""], "the argument after --output: "),
+        (["label", "gt.json", "--source", "box", "--output="], "--output=: "),
+        (["runs", "ls", "--storage", ""], "the argument after --storage: "),
+        (["predict", "run", ""], "the argument after run: "),
+    ],
+)
+def test_an_empty_argument_is_refused_and_does_not_mean_the_current_folder(
+    command: list[str], told: str, folder: Path, capsys: Capture
+) -> None:
+    before = sorted(folder.iterdir())
+    assert run(command) == ExitCode.USAGE
+    assert f"error: {told}is empty" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
 def test_a_place_that_cannot_be_written_is_refused_without_torch() -> None:
     commands = [command.split() for command, *_ in WRONG if "--output notes.txt" in command]
     program = (
