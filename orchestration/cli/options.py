@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ def require_room(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written to, before anything heavy starts.
 
     Raises:
-        ConfigError: a file is in the way, or this account may not write there.
+        ConfigError: a file is in the way, this account may not write there, or no folder can be made there.
         OSError: the disk is mounted read-only.
     """
     place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
@@ -42,6 +43,13 @@ def require_room(option: str, folder: Path) -> None:
         raise ConfigError(
             f"{option} {folder}: this account may not write in {place}; name another folder, or change the rights"
         )
+    try:
+        # only a trial shows that /proc and the like take no folder
+        Path(tempfile.mkdtemp(dir=place)).rmdir()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{option} {folder}: no folder can be made in {place} ({error.strerror}); name another"
+        ) from error
 
 
 def require_new(place: Path, kind: str = "folder") -> None:

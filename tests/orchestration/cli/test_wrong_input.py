@@ -77,6 +77,11 @@ WRONG = [
         "--output notes.txt: notes.txt is a file",
     ),
     ("predict run a.png --output notes.txt", ExitCode.USAGE, "--output notes.txt: notes.txt is a"),
+    (
+        "predict run a.png --output /proc/nope/out",
+        ExitCode.USAGE,
+        "--output /proc/nope/out: no folder can be made in /proc (No such file or directory); name another",
+    ),
 ]
 
 
