@@ -28,6 +28,7 @@ from orchestration.errors import ExitCode
 if TYPE_CHECKING:
     from boxseg.config.method import CocoSource
     from boxseg.data.mask_files import MaskFile
+    from boxseg.label.sources import Source
     from orchestration.execute.label_run import LabelTask
 
 SHOWN_PROBLEMS = 5
@@ -224,9 +225,10 @@ def _label(
 ) -> dict[str, Any]:
     """Label the boxes of a task; trains a run first if one is needed and none is named."""
     about: dict[str, Any] = {}
+    matched = None
     if source == "run" and run is None:
         if masks is not None:
-            _require_matches(masks, task.data)
+            matched = _match(masks, task.data)
         run, about = _train(task)
         review = True
 
@@ -241,7 +243,13 @@ def _label(
 
         boxes = CocoBoxes(task.data, train=False)
         opened = open_source(
-            source, boxes, run=run, masks=masks, device=task.device, storage=storage
+            source,
+            boxes,
+            run=run,
+            masks=masks,
+            matched=matched,
+            device=task.device,
+            storage=storage,
         )
         about["about_the_run"] = doubts
         with alone_in(task.folder):  # only now, so that a run that is refused leaves no folder
@@ -250,12 +258,12 @@ def _label(
             )
 
 
-def _require_matches(masks: MaskFile, data: CocoSource) -> None:
-    """Refuse masks that cannot join those of a run, before it is trained."""
+def _match(masks: MaskFile, data: CocoSource) -> Source:
+    """Masks that are to join those of a run; before it is trained, so that those that cannot are refused at once."""
     from boxseg.data.dataset import CocoBoxes
     from boxseg.label.sources import from_file
 
-    from_file(masks, CocoBoxes(data, train=False))
+    return from_file(masks, CocoBoxes(data, train=False))
 
 
 def _print_summary(summary: dict[str, Any], as_json: bool) -> None:

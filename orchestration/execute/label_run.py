@@ -32,7 +32,7 @@ from orchestration.words import show_duration
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
     from boxseg.data.mask_files import MaskFile
-    from boxseg.label.sources import BatchSource
+    from boxseg.label.sources import BatchSource, Source
     from orchestration.execute.supervise import StopSignals
 
 RECIPE, REQUEST, RUNS, LOCK = "recipe.yaml", "request.json", "runs", ".lock"
@@ -255,6 +255,7 @@ def open_source(
     *,
     run: str | None,
     masks: MaskFile | None,
+    matched: Source | None = None,
     device: str,
     storage: Path,
 ) -> MaskSource:
@@ -265,6 +266,7 @@ def open_source(
         boxes: Images and boxes to label.
         run: For the source `run`, as `open_predictor` takes it.
         masks: Of the file; for the source `run`, those that join its candidates.
+        matched: These, if they are matched to the boxes already; that warns of what is left out.
         device: For the source `run`.
         storage: Folder that holds the runs.
     """
@@ -279,12 +281,12 @@ def open_source(
     }
     if name == "run":
         assert run is not None
-        others = None if masks is None else sources.from_file(masks, boxes)
+        if masks is not None:
+            matched = matched or sources.from_file(masks, boxes)
+            about["fuse_with"] = digest(masks.path)
         predictor = open_predictor(run, storage=storage, device=device)
         about["run"] = str(predictor.folder)
-        if masks is not None:
-            about["fuse_with"] = digest(masks.path)
-        fused = sources.from_run(predictor, boxes, others=others)
+        fused = sources.from_run(predictor, boxes, others=matched)
         return MaskSource(fused, about, predictor.batch_size)
     if masks is not None:
         about["file"] = digest(masks.path)

@@ -246,6 +246,17 @@ def test_masks_that_are_to_join_are_heard_where_the_run_is_trained_too(done, fin
         assert not Path("joined").exists()
 
 
+def test_what_is_left_out_of_masks_that_join_is_said_once(done, finished, tmp_path, caplog):
+    masks = json.loads(next((finished.folder / "drawn").rglob("*.json")).read_text())
+    masks["images"].pop()
+    (tmp_path / "masks.json").write_text(json.dumps(masks))
+    assert run([*done, "--fuse-with", str(tmp_path / "masks.json")]) == 2
+    warned = [
+        record.getMessage() for record in caplog.records if "masks.json" in record.getMessage()
+    ]
+    assert len(warned) == len(set(warned)) > 0
+
+
 def test_other_boxes_teach_and_runs_may_lie_elsewhere(ask, tmp_path):
     taught = write_set(tmp_path / "taught", KINDS["rings"], images=3, seed=1)
     assert run([*ask, "--train-on", str(taught.annotations), "--storage", "elsewhere"]) == 0
