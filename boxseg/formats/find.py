@@ -49,7 +49,10 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
         above / "images" / split,
     ]
     if not name:
-        raise DataError(f"{annotations}: lists no image with a file name (name another file)")
+        raise DataError(
+            f"{annotations}: lists no image with a file name (name another file; if it names them by `coco_url`, as "
+            f"LVIS does, `boxseg data check {annotations} --images DIR --fix NEW` writes a copy with file names)"
+        )
     # The name may be one of another machine; the check of the images reports that.
     for listed in (name, "/".join(split_name(name)[:1])):
         for folder in folders:

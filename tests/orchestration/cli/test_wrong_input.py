@@ -35,6 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     flat = [entry | {"bbox": [0, 0, 0, 0]}]  # as of keypoints alone
     Path("flat.json").write_text(json.dumps(content | {"annotations": flat}))
     Path("box.ndjson").write_text("{}\n{}\n")
+    unnamed = {"id": 1, "coco_url": "http://images/train2017/a.png"}
+    Path("lvis.json").write_text(json.dumps(content | {"images": [unnamed]}))
     Path("notes.txt").write_text("hello")
     Path("boxes.csv").write_text("filename;xmin;ymin;xmax;ymax;class\r\na.png;4;4;24;24;cat\r\n")
     return tmp_path
@@ -57,6 +59,11 @@ WRONG = [
         "label flat.json --source box --output o",
         ExitCode.DATA,
         "flat.json: 1 of 1 annotations are wrong",
+    ),
+    (
+        "label lvis.json --source box --output o",
+        ExitCode.DATA,
+        "by `coco_url`, as LVIS does, `boxseg data check lvis.json --images DIR --fix NEW` writes a copy",
     ),
     ("data import nowhere --from yolo --output o", ExitCode.DATA, "nowhere: does not exist"),
     ("data import nowhere --from voc --output o", ExitCode.DATA, "nowhere: does not exist"),
