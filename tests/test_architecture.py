@@ -96,7 +96,7 @@ def test_the_vision_package_knows_nothing_of_orchestration():
             assert not within(imported, package), f"{path} imports {package}"
 
 
-def test_ray_mlflow_and_typer_stay_in_their_rooms():
+def test_ray_mlflow_and_typer_are_imported_only_where_allowed():
     for path, imported in sources("orchestration"):
         room = path.split("/")[1]
         assert not within(imported, "ray") or room in ("execute", "connect", "jobs"), (
@@ -111,26 +111,26 @@ def test_ray_mlflow_and_typer_stay_in_their_rooms():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_rooms_use_what_lies_below_them(room: str):
+def test_packages_import_only_those_below_them(room: str):
     allowed = FREE | ROOMS[room] | {room}
     for path, imported in sources(f"boxseg/{room}"):
         used = {name.split(".")[1] for name in within(imported, "boxseg") if "." in name}
         assert used <= allowed, f"{path} imports boxseg.{', boxseg.'.join(used - allowed)}"
 
 
-def test_every_room_has_its_rule():
+def test_every_package_has_an_import_rule():
     rooms = {path.name for path in (ROOT / "boxseg").iterdir() if (path / "__init__.py").is_file()}
     assert rooms == set(ROOMS)
 
 
-def test_no_room_is_crowded():
+def test_no_package_has_too_many_files():
     for package in ("boxseg", "orchestration"):
         for folder in (ROOT / package).rglob("*/"):
             modules = [path for path in folder.glob("*.py") if not path.name.startswith("__")]
             assert len(modules) <= 14, f"{folder.relative_to(ROOT)} has {len(modules)} modules"
 
 
-def test_only_the_door_knows_yaml():
+def test_the_vision_package_reads_yaml_only_for_data_sets():
     for path, imported in sources("boxseg"):
         # the classes of a YOLO data set are in a YAML file
         reads_data = path == "boxseg/files/reading.py"

@@ -169,7 +169,7 @@ PODS = dict(templates())
 
 
 @pytest.mark.parametrize("name", PODS)
-def test_pods_are_valid_limited_and_nobody_special(name: str):
+def test_pods_are_valid_limited_and_unprivileged(name: str):
     import kubernetes_validate
 
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **PODS[name]}
@@ -230,7 +230,7 @@ WORKERS = ["--set=resources.workers=3", "--set=resources.cpus_per_worker=2"]
 QAM = str(ROOT / "experiments" / "qam.yaml")
 
 
-def test_what_a_site_asks_for_is_in_every_document(capsys):
+def test_settings_of_a_site_are_in_every_document(capsys):
     """Names and places by the references of Kubernetes, KubeRay and Kueue."""
     import kubernetes_validate
 
@@ -325,7 +325,7 @@ def test_a_manifest_that_would_never_start_is_refused(arguments: list[str], told
         ("tolerations: [{key: a, operator: Equal}]", "operator Equal goes with a value"),
     ],
 )
-def test_settings_of_a_site_that_are_none_are_named_with_their_line(
+def test_unknown_settings_of_a_site_are_named_with_their_line(
     text: str, told: str, tmp_path: Path, capsys
 ):
     site = tmp_path / "site.yaml"

@@ -70,7 +70,7 @@ def test_a_published_checkpoint_is_there_with_its_pointers(disk, names_kept):
     ]
 
 
-def test_what_can_be_found_out_again_is_old_or_empty_and_never_in_the_way(disk):
+def test_files_that_can_be_rebuilt_are_old_or_empty_and_never_a_hindrance(disk):
     run = make_run(disk.path)
     run.write_tracking({"run_id": "abc"})
     disk.cut_power()

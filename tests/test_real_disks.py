@@ -9,7 +9,7 @@ from real_disks import MEGABYTE, mounted_ext4, mounted_tmpfs, why_no_mounts
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 
 
-def test_a_full_disk_takes_what_room_was_left_and_no_more(tmp_path):
+def test_a_full_disk_takes_only_what_still_fits(tmp_path):
     with mounted_tmpfs(tmp_path / "disk", bytes_=MEGABYTE) as disk:
         disk.fill(left=4096)
         assert disk.free_bytes() == 4096

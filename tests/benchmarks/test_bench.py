@@ -21,7 +21,7 @@ from orchestration.record.run_folder import RunFolder
 TINY = Scenario(64, boxes=2, batch_size=1, small=True)
 
 
-def test_a_ratio_is_the_median_over_rounds_so_that_a_slow_round_falls_out():
+def test_a_ratio_is_the_median_over_rounds_so_that_one_slow_round_does_not_matter():
     assert ratio(Times(cpu=[2.0, 30.0, 2.2]), Times(cpu=[1.0, 10.0, 1.0])) == 2.2
 
 
@@ -42,7 +42,7 @@ def test_a_table_reads_as_markdown():
     ]
 
 
-def test_a_part_that_is_measured_again_leaves_the_others_in_the_file(tmp_path):
+def test_measuring_one_part_again_keeps_the_others_in_the_file(tmp_path):
     path = tmp_path / "runs" / "bench.json"
     for part, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         write_json(path, part, [Table("Steps", ("step", "s"), [("full", value)])], seconds=5)
@@ -113,12 +113,12 @@ def test_a_command_is_watched_with_all_that_it_starts(tmp_path):
     assert 0.5 < cpu < wall + 0.5
 
 
-def test_a_command_that_fails_tells_why(tmp_path):
+def test_a_failing_command_says_why(tmp_path):
     with pytest.raises(RuntimeError, match="no such thing"):
         watch([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "output.txt")
 
 
-def test_the_pace_lies_between_a_third_of_the_steps_and_the_last_report(tmp_path):
+def test_the_pace_is_measured_from_a_third_of_the_steps_to_the_last_report(tmp_path):
     reports = [
         (10, 100.0, {"train/loss": 2.0}),
         (20, 110.0, {"train/loss": 1.0}),
@@ -144,7 +144,7 @@ def test_the_bare_loop_of_the_demo_has_a_pace(tmp_path):
 
 
 @pytest.mark.slow
-def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
+def test_tracking_is_compared_with_the_same_steps_without_it(tmp_path):
     rows = dict(tracking_cost(tmp_path, 1, 8).rows)
     *measured, tracker = rows.values()
     assert len(measured) == 4
@@ -153,7 +153,7 @@ def test_tracking_is_measured_beside_the_same_steps_without(tmp_path):
 
 
 @pytest.mark.slow
-def test_steps_ask_a_late_store_for_nothing(tmp_path):
+def test_steps_send_no_requests_to_a_slow_store(tmp_path):
     steps, fetching = late_store(tmp_path, images=4, steps=3, small=True)
     asked = {row[0]: row[1:3] for row in steps.rows}
     assert asked["a folder"] == (0, 0)

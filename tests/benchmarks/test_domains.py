@@ -16,7 +16,7 @@ def test_visible_masks_do_not_overlap_and_objects_are_there(name):
     assert np.sum(masks, axis=0).max() == 1
 
 
-def test_what_is_in_front_hides_what_is_behind():
+def test_objects_in_front_hide_those_behind():
     scene = bench.Scene(np.zeros((8, 8, 3)))
     left, right = np.zeros((2, 8, 8), dtype=bool)
     left[:, :5] = right[:, 4:] = True

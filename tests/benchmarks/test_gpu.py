@@ -1,4 +1,4 @@
-"""What a GPU should show, as far as a CPU can: its machinery, and the whole command in small."""
+"""The measurements for GPUs, as far as a CPU can test them: their machinery, and the whole command in small."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_a_generator_gives_its_values_from_another_process():
     assert found[0][0] != os.getpid()
 
 
-def test_what_came_before_a_fault_or_a_crash_or_a_hang_is_kept():
+def test_results_from_before_a_fault_a_crash_or_a_hang_are_kept():
     def fail():
         raise ValueError("no | such\nthing")
 
@@ -59,7 +59,7 @@ def test_what_came_before_a_fault_or_a_crash_or_a_hang_is_kept():
             next(values)
 
 
-def test_a_measurement_that_fails_tells_why_and_the_others_go_on(tmp_path):
+def test_a_failing_measurement_says_why_and_the_others_continue(tmp_path):
     found = in_turns(place_for(tmp_path), {"bad": lambda: 1 / 0, "good": lambda: None}, rounds=2)
     assert found["bad"] == "failed: ZeroDivisionError: division by zero"
     assert len(found["good"].ms) == 2
@@ -72,7 +72,7 @@ def test_nothing_is_begun_when_the_time_is_over(tmp_path):
     assert attempt(place_for(tmp_path, seconds=5), lambda: 1, needs_s=20) == NO_TIME
 
 
-def test_memory_that_runs_out_is_told_in_words(tmp_path):
+def test_running_out_of_memory_is_reported_in_words(tmp_path):
     def too_large():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -83,7 +83,7 @@ def test_ratios_are_those_of_rounds():
     assert Steps([2.0, 30.0, 2.2], 0).ratio(Steps([1.0, 10.0, 1.0], 0)) == 2.2
 
 
-def test_each_table_is_in_the_file_at_once_and_a_part_that_breaks_stops_no_other(tmp_path):
+def test_each_table_is_written_at_once_and_a_failing_part_does_not_stop_the_others(tmp_path):
     path = tmp_path / "runs" / "gpu.jsonl"
     report = Report(path, {"gpu": "no GPU"})
 
@@ -105,7 +105,7 @@ def test_each_table_is_in_the_file_at_once_and_a_part_that_breaks_stops_no_other
 
 
 class Event:
-    """Of a GPU that does everything at once."""
+    """An event of a GPU that takes no time."""
 
     def __init__(self, enable_timing):
         assert enable_timing
@@ -146,7 +146,7 @@ def pretended_gpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_only_a_gpu_measures_can_be_measured(pretended_gpu):
+def test_parts_that_need_a_gpu_run_on_a_pretended_one(pretended_gpu):
     rig = speed.build_rig(pretended_gpu, Scenario(64, boxes=2, batch_size=2, small=True))
     *_, steps = speed.compare(rig, (1, 2))
     assert len(steps.rows) == 10

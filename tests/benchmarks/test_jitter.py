@@ -34,7 +34,7 @@ def test_boxes_that_are_moved_give_worse_masks(tmp_path, trained_run, monkeypatc
     assert filled[3] > filled[-1]
 
 
-def test_no_labelled_set_is_told(tmp_path):
+def test_a_missing_labelled_set_is_reported(tmp_path):
     options = argparse.Namespace(data=tmp_path, folder=tmp_path, sets=["nuclei"], quick=True)
     with pytest.raises(SystemExit, match="no set was labelled"):
         bench.jitter(options)

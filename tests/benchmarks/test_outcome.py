@@ -13,7 +13,7 @@ from benchmarks import outcome as bench
 
 @pytest.fixture
 def options(tmp_path):
-    """For one data set of rings, whose labels are not made by training."""
+    """Options for one data set of rings, whose labels are not made by training."""
     for split, seed in zip(bench.USUAL_SPLITS, (0, 1), strict=True):
         drawn = write_set(tmp_path / split, KINDS["rings"], images=3, seed=seed)
         folder = tmp_path / "data/nuclei/annotations"
@@ -27,7 +27,7 @@ def options(tmp_path):
 
 
 def label_perfectly(line, *, check, stdout):
-    """What the command would leave behind with drawn masks as labels."""
+    """Write what the command would, with the drawn masks as labels."""
     folder, data = (line[line.index(each) + 1] for each in ("--output", "label"))
     content = json.loads(Path(data).read_text())
     for each in content["annotations"]:
@@ -61,7 +61,7 @@ def test_sets_that_are_there_are_labelled_measured_and_kept(options, monkeypatch
     assert again[0].rows[0][:-1] == means.rows[0][:-1]
 
 
-def test_what_was_measured_with_other_settings_is_not_taken_for_this(options, monkeypatch):
+def test_results_of_other_settings_are_not_reused(options, monkeypatch):
     monkeypatch.setattr(bench.subprocess, "run", label_perfectly)
     bench.outcome(options)
     options.minutes = 5.0
@@ -69,7 +69,7 @@ def test_what_was_measured_with_other_settings_is_not_taken_for_this(options, mo
         bench.outcome(options)
 
 
-def test_no_data_is_told(options, tmp_path):
+def test_missing_data_is_reported(options, tmp_path):
     options.data = tmp_path / "nowhere"
     with pytest.raises(SystemExit, match="name their folder with --data"):
         bench.outcome(options)

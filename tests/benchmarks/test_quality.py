@@ -35,7 +35,7 @@ def test_sets_that_were_labelled_are_measured_with_and_without_a_network(
     assert weights.rows[0][0] == "always"
 
 
-def test_no_labelled_set_is_told(tmp_path):
+def test_a_missing_labelled_set_is_reported(tmp_path):
     options = argparse.Namespace(data=tmp_path, folder=tmp_path, sets=["nuclei"], quick=True)
     with pytest.raises(SystemExit, match="no set was labelled"):
         bench.quality(options)

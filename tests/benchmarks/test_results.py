@@ -32,7 +32,7 @@ def test_every_setting_has_a_line_with_its_share_of_the_twin():
     assert twin == "| method=supervised | 1 | 56.0 |  |  |  | 100% |  |  |  |"
 
 
-def test_a_page_keeps_all_but_the_block_of_its_name():
+def test_only_the_named_block_of_a_page_is_replaced():
     page = "before\n<!-- toy -->\nold\n<!-- end -->\nafter\n<!-- other -->\nstays\n<!-- end -->\n"
     filled = results.fill_block(page, "toy", "new")
     assert filled == page.replace("old", "new")

@@ -179,7 +179,9 @@ def test_random_numbers_of_copy_paste_are_a_function_of_seed_and_step():
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_what_processes_gather_is_averaged_where_it_is_switched_on(trainer, monkeypatch, shared):
+def test_statistics_are_averaged_over_processes_where_that_is_switched_on(
+    trainer, monkeypatch, shared
+):
     one = trainer(ema={"average_buffers": shared})
     averaged = []
     monkeypatch.setattr(train, "average_buffers", averaged.append)
@@ -199,7 +201,7 @@ CHANGES = [
 ]
 
 
-def test_settings_that_only_a_step_shows_change_it(trainer):
+def test_every_setting_that_acts_in_a_step_changes_it(trainer):
     def metrics(**changes):
         one = trainer(profile="official", **changes)
         return [

@@ -1,4 +1,4 @@
-"""Foreign text is drawn as it is, and a picture that cannot be made takes nothing down with it."""
+"""Foreign text is drawn as it is, and a picture that cannot be made ends nothing else."""
 
 import logging
 from dataclasses import replace
@@ -87,7 +87,7 @@ def test_pictures_of_detections_show_classes_of_any_name(tmp_path, names):
 @pytest.mark.parametrize(
     "error", [ValueError("two $\n\x1b[31m"), StorageError("the disk is full"), MemoryError()]
 )
-def test_a_picture_that_fails_is_told_once_with_its_file_and_the_rest_is_drawn(
+def test_a_failing_picture_is_reported_once_with_its_file_and_the_others_are_drawn(
     tmp_path, monkeypatch, caplog, error
 ):
     def fail(*args, **kwargs):

@@ -34,7 +34,7 @@ def test_the_iou_of_two_parts_is_that_of_their_frames(masks):
             assert here.iou(there) == pytest.approx(expected)
 
 
-def test_masks_of_nothing_are_masks():
+def test_empty_masks_can_be_placed_and_compared():
     assert place_masks([NO_MASK], (4, 5)).sum() == 0
     assert NO_MASK.iou(NO_MASK) == NO_MASK.iou(MaskPart(np.ones((2, 2), dtype=np.bool_))) == 0
     assert place_masks([], (4, 5)).shape == (0, 4, 5)

@@ -1,4 +1,4 @@
-"""What takes longer than most tests is made once: the tree of commands, and an MLflow store whose tables are there."""
+"""Things that take longer than most tests are made once: the tree of commands, and an MLflow store with its tables."""
 
 import functools
 import shutil

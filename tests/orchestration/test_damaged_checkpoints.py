@@ -1,4 +1,4 @@
-"""Whoever loads a damaged checkpoint says so, names a sound one, and writes no result."""
+"""Commands that load a damaged checkpoint say so, name a sound one, and write no result."""
 
 import json
 import os
@@ -42,7 +42,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("damage", ["weights", "description", "missing"])
-def test_commands_refuse_it_and_write_nothing(checkpoint, trained_run, capsys, command, damage):
+def test_commands_refuse_a_damaged_checkpoint_and_write_nothing(
+    checkpoint, trained_run, capsys, command, damage
+):
     if damage == "description":
         about = json.loads((checkpoint / "about.json").read_text())
         about["classes"]["names"].reverse()
@@ -65,7 +67,7 @@ def test_commands_refuse_it_and_write_nothing(checkpoint, trained_run, capsys, c
     assert not any(path.is_file() for name in left for path in Path(name).rglob("*"))
 
 
-def test_a_sound_checkpoint_beside_is_named(checkpoint, trained_run, capsys):
+def test_a_sound_checkpoint_next_to_it_is_named(checkpoint, trained_run, capsys):
     sound = save_checkpoint(checkpoint.parent, step=0, files={"state.pt": b"?"}, about={})
     for path in checkpoint.glob("*.safetensors"):
         flip(path)
@@ -74,7 +76,7 @@ def test_a_sound_checkpoint_beside_is_named(checkpoint, trained_run, capsys):
 
 
 @pytest.mark.parametrize("damage", ["weights", "gone"])
-def test_a_run_that_is_shown_tells_of_it(checkpoint, capsys, damage):
+def test_runs_show_warns_of_a_damaged_best_checkpoint(checkpoint, capsys, damage):
     folder = checkpoint.parents[1]
     status = RunStatus("r1", "demo", status="finished", folder=str(folder))
     RunFolder(folder).create(status, "name: demo\n")
@@ -94,7 +96,7 @@ def test_a_run_that_is_shown_tells_of_it(checkpoint, capsys, damage):
 
 
 @pytest.mark.parametrize("damage", ["gone", "unreadable"])
-def test_none_takes_the_place_of_the_best_checkpoint_in_silence(
+def test_no_checkpoint_silently_takes_the_place_of_the_best(
     checkpoint, trained_run, capsys, damage
 ):
     best = checkpoint.parent / "step-00000004"
@@ -128,7 +130,9 @@ def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "described"])
-def test_a_list_of_runs_tells_of_it_without_reading_weights(checkpoint, capsys, damage):
+def test_runs_ls_warns_of_a_damaged_best_checkpoint_without_reading_weights(
+    checkpoint, capsys, damage
+):
     folder = shutil.copytree(checkpoint.parents[1], Path("runs/demo/r1"))
     here = folder / "checkpoints" / checkpoint.name
     RunFolder(folder).create(RunStatus("r1", "demo", status="finished", best_step=1), "")

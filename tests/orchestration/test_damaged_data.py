@@ -1,4 +1,4 @@
-"""Whatever an annotation file or an image holds, commands end with a message, and write into their output folder alone.
+"""With any content of an annotation file or image, commands end with a message, and write into their output alone.
 
 Hypothesis puts values that COCO does not want at any place of a small file, and damages the bytes of its pictures.
 """

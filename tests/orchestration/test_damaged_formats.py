@@ -1,4 +1,4 @@
-"""Whatever files in other formats than COCO hold, commands end with a message."""
+"""With any content of files in other formats than COCO, commands end with a message."""
 
 import io
 import json
@@ -133,7 +133,7 @@ def test_results(root, read_by):
     check()
 
 
-def test_what_is_labelled_so_far(root):
+def test_the_journal_of_labels(root):
     command = [*labels_of(root), "--output", "out"]
     assert end_of(command) == 0
     lines = Path("out/labels.jsonl").read_text().splitlines()

@@ -136,7 +136,7 @@ def eval_annotation_id_0(folder: Path) -> None:
     write(folder / "pred.json", [detection(BOX)])
 
 
-def test_annotation_id_0_is_no_miss(case, score, told):
+def test_annotation_id_0_does_not_count_as_a_miss(case, score, told):
     case("eval_annotation_id_0")
     metrics = score("pred.json")["metrics"]
     assert list(metrics.values()) == pytest.approx([1.0] * len(metrics))
@@ -217,7 +217,7 @@ def eval_boundary_ap_crowd(folder: Path) -> None:
     write(folder / "p.json", [detection(BOX, 0.5), *(detection(*each) for each in inside)])
 
 
-def test_what_lies_in_a_crowd_is_ignored_by_boundary_ap_too(case, score):
+def test_detections_in_a_crowd_are_ignored_by_boundary_ap_too(case, score):
     case("eval_boundary_ap_crowd")
     metrics = score("p.json")["metrics"]
     assert [metrics[f"val/{kind}_ap"] for kind in ("mask", "box", "boundary")] == pytest.approx(
@@ -235,7 +235,7 @@ def duplicate_class_names(folder: Path) -> None:
     write(folder / "p.json", [detection(BOX), detection(OTHER, category_id=2)])
 
 
-def test_classes_that_are_named_alike_stay_apart(case, score, capsys):
+def test_classes_of_the_same_name_are_kept_apart(case, score, capsys):
     case("duplicate_class_names")
     assert score("p.json")["classes"].keys() == {"thing (id 1)", "thing (id 2)"}
     assert run(["data", "stats", "gt.json", "--json"]) == 0
@@ -251,9 +251,7 @@ def predict_then_eval(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["found", "found2"])
-def test_predictions_are_matched_whatever_the_folder_in_their_names(
-    case, score, told, tmp_path, name
-):
+def test_predictions_are_matched_with_any_folder_in_their_names(case, score, told, tmp_path, name):
     case("predict_then_eval")
     found = read(f"{name}/predictions.coco.json")
     images = [each | {"file_name": Path(each["file_name"]).name} for each in found["images"]]
@@ -317,7 +315,7 @@ def crowd_flag_on_all_masks(folder: Path) -> None:
     write(folder / "instances_default.json", coco([image()], objects))
 
 
-def test_crowd_flags_on_single_objects_are_told(case, told):
+def test_crowd_flags_on_single_objects_are_reported(case, told):
     case("crowd_flag_on_all_masks")
     name = "instances_default.json"
     for words in (("data", "check", name), ("label", name, "--source", "box", "--output", "out")):
@@ -334,7 +332,7 @@ def test_crowd_flags_on_single_objects_are_told(case, told):
     assert "set iscrowd to 0 in those of its 4 crowds" in said
 
 
-def test_colours_of_12_bits_in_files_of_16_are_told(told):
+def test_colours_of_12_bits_in_files_of_16_are_reported(told):
     for ending in ("png", "tif"):
         for bits, warnings in ((12, 1), (16, 0)):
             pixels = np.random.default_rng(0).integers(0, 2**bits, (48, 64, 3), dtype=np.uint16)
@@ -380,7 +378,7 @@ def test_other_classes_to_validate_on_are_refused_before_anything_starts(told):
     assert "categories 1 dog differ from those of" in said
 
 
-def test_labelling_tells_of_pictures_that_viewers_turn(told):
+def test_labelling_reports_pictures_that_viewers_turn(told):
     exif = Image.Exif()
     exif[0x0112] = 3
     picture(Path("a.jpg"), exif=exif)
@@ -390,7 +388,7 @@ def test_labelling_tells_of_pictures_that_viewers_turn(told):
     assert "asks viewers to turn or mirror it (EXIF orientation 3)" in said
 
 
-def test_a_file_without_detections_is_said_to_be_one(told):
+def test_a_file_without_detections_is_named_as_such(told):
     picture(Path("a.png"))
     write(Path("gt.json"), coco([image()], [annotation()]))
     write(Path("found.json"), coco([image()], []))
@@ -407,9 +405,7 @@ def test_a_file_without_detections_is_said_to_be_one(told):
     ],
 )
 @pytest.mark.parametrize("command", ["label", "eval"])
-def test_boxes_that_are_not_in_pixels_from_a_corner_are_not_worked_with(
-    told, boxes, looks, command
-):
+def test_boxes_that_are_not_in_pixels_from_a_corner_are_refused(told, boxes, looks, command):
     picture(Path("a.png"))
     entries = [annotation(i, box, masked=False) for i, box in enumerate(boxes, start=1)]
     write(Path("gt.json"), coco([image()], entries))
@@ -421,7 +417,7 @@ def test_boxes_that_are_not_in_pixels_from_a_corner_are_not_worked_with(
     assert not Path("out/labels.coco.json").exists()
 
 
-def test_the_plan_of_labels_tells_of_boxes_that_look_moved(told):
+def test_the_plan_of_labels_reports_boxes_that_look_shifted(told):
     picture(Path("a.png"), (640, 480))
     corners = [[x, y] for x in range(0, 541, 90) for y in range(0, 381, 95)]
     objects = [
@@ -434,7 +430,7 @@ def test_the_plan_of_labels_tells_of_boxes_that_look_moved(told):
     assert "x and y are those of the middle" in said
 
 
-def test_a_first_class_that_never_occurs_is_told(told):
+def test_a_first_class_that_never_occurs_is_reported(told):
     classes = [{"id": number, "name": name} for number, name in enumerate(("cat", "dog", "cow"))]
     content = coco([image()], [annotation(), annotation(2, OTHER, category_id=2)])
     picture(Path("a.png"))
@@ -444,7 +440,7 @@ def test_a_first_class_that_never_occurs_is_told(told):
     assert "has no object of category id 0 'cat', but of 1 to 2; here the first class is 0" in said
 
 
-def test_classes_that_are_named_alike_are_told(case, told):
+def test_classes_of_the_same_name_are_reported(case, told):
     case("duplicate_class_names")
     code, said = told("data", "check", "gt.json", "--for", "val")
     assert code == 0
@@ -463,7 +459,9 @@ def export_counts_masks_it_does_not_write(folder: Path) -> None:
     write(folder / "gt.json", coco([image()], objects))
 
 
-def test_masks_away_from_their_box_or_image_or_in_shares_are_told_and_not_exported(case, told):
+def test_masks_away_from_their_box_or_image_or_in_fractions_are_reported_and_not_exported(
+    case, told
+):
     case("export_counts_masks_it_does_not_write")
     code, said = told("data", "check", "gt.json", "--for", "val")
     assert code == 3
@@ -539,7 +537,7 @@ def windows_file_names(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["backslash", "backslash_up", "url"])
-def test_file_names_of_other_systems_are_told_with_the_file_that_is_there(case, told, name):
+def test_file_names_of_other_systems_are_reported_with_the_existing_file(case, told, name):
     case("windows_file_names")
     code, said = told("data", "check", f"{name}.json", "--images", ".")
     assert code == 3
@@ -558,7 +556,7 @@ def test_a_file_that_is_listed_twice_is_refused(tmp_path, monkeypatch, told):
 
 
 @pytest.mark.parametrize("turn", [2, 3, 4])
-def test_turns_that_leave_the_size_are_told(tmp_path, monkeypatch, told, turn):
+def test_turns_that_keep_the_size_are_reported(tmp_path, monkeypatch, told, turn):
     monkeypatch.chdir(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -569,7 +567,7 @@ def test_turns_that_leave_the_size_are_told(tmp_path, monkeypatch, told, turn):
 
 
 @pytest.mark.parametrize("highest", [4095, 200])
-def test_pictures_that_read_as_black_are_told(tmp_path, monkeypatch, told, highest):
+def test_pictures_that_read_as_black_are_reported(tmp_path, monkeypatch, told, highest):
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).integers(0, highest, (48, 64)).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
@@ -578,7 +576,7 @@ def test_pictures_that_read_as_black_are_told(tmp_path, monkeypatch, told, highe
     assert (code, "of 0 to 255 once it is read" in said) == (0, True)
 
 
-def test_more_objects_than_ap_counts_are_told_with_what_they_cost(tmp_path, monkeypatch, told):
+def test_more_objects_than_ap_counts_are_reported_with_the_effect(tmp_path, monkeypatch, told):
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "a.png")
     boxes = [[x, y, 3, 3] for x in range(0, 60, 4) for y in range(0, 44, 4)]
@@ -660,7 +658,7 @@ def test_ids_and_sizes_become_whole_numbers(case, told):
 
 
 @pytest.mark.parametrize("name", ["backslash", "backslash_up", "url"])
-def test_file_names_are_mended(case, told, name):
+def test_file_names_are_fixed(case, told, name):
     case("windows_file_names")
     copy, said = fixed(told, f"{name}.json", "--images", ".")
     assert [each["file_name"] for each in copy["images"]] == ["images/x.jpg"]
@@ -722,7 +720,7 @@ def yolo_exif_rotated(folder: Path) -> None:
     label(folder / "data.yaml", "train: images", "val: images", "names: [thing]")
 
 
-def test_shares_of_a_turned_picture_become_stored_pixels(case, told):
+def test_fractions_of_a_turned_picture_become_stored_pixels(case, told):
     case("yolo_exif_rotated")
     content, _ = imported(told, "yolo", "train")
     assert (content["images"][0]["width"], content["images"][0]["height"]) == (64, 48)
@@ -807,7 +805,7 @@ def yolo_pose_labels(folder: Path) -> None:
     )
 
 
-def test_of_poses_the_box_is_read(case, told):
+def test_the_boxes_of_poses_are_read(case, told):
     case("yolo_pose_labels")
     content, said = imported(told, "yolo", "train")
     assert content["annotations"][0]["bbox"] == pytest.approx([19.2, 14.4, 25.6, 19.2])
@@ -840,7 +838,7 @@ def voc_difficult_without_lists(folder: Path) -> None:
     voc(folder / "Annotations", "a.png", *objects)
 
 
-def test_difficult_objects_are_crowds_and_odd_words_told(case, told):
+def test_difficult_objects_are_crowds_and_odd_values_are_reported(case, told):
     case("voc_difficult_without_lists")
     content, said = imported(told, "voc", "all")
     assert [each["iscrowd"] for each in content["annotations"]] == [1, 1, 0]
@@ -937,13 +935,13 @@ def test_a_table_of_boxes_is_no_coco_file(told):
         assert (code, "boxes.csv: is not a COCO file (.json)" in said) == (2, True)
 
 
-def test_a_folder_with_a_coco_file_is_told_its_name(told):
+def test_for_a_folder_with_a_coco_file_the_message_names_that_file(told):
     write(Path("train/_annotations.coco.json"), coco([image()], [annotation()]))
     code, said = told("label", "train")
     assert (code, "named itself, perhaps train/_annotations.coco.json" in said) == (3, True)
 
 
-def test_cvat_s_own_xml_is_called_so(told):
+def test_cvat_s_own_xml_is_named_as_such(told):
     picture(Path("a.png"))
     Path("annotations.xml").write_text('<annotations><image id="0" name="a.png"/></annotations>')
     code, said = told("label", ".")
@@ -990,7 +988,7 @@ def test_labels_are_not_made_where_most_boxes_are_outside_their_image(told, wron
     assert Path("out/labels.coco.json").exists() == (wrong == 1)
 
 
-def test_an_import_tells_of_odd_boxes_and_refuses_shares(told):
+def test_an_import_reports_odd_boxes_and_refuses_fractions(told):
     def voc(x1: float, x2: float) -> str:
         box = f"<xmin>{x1}</xmin><ymin>{x1}</ymin><xmax>{x2}</xmax><ymax>{x2}</ymax>"
         return f"<object><name>cat</name><bndbox>{box}</bndbox></object>"
@@ -1029,7 +1027,7 @@ def test_boxes_that_detectron2_calls_corners_are_refused(told, right, wrong):
     assert (code, "bbox_mode" in said) == (0, False)
 
 
-def test_classes_that_are_not_learnt_are_told_before_anything_is_trained(told):
+def test_classes_that_are_not_learnt_are_reported_before_anything_is_trained(told):
     picture(Path("a.png"))
     for name, classes in (("gt", ("cat", "dog")), ("some", ("dog", "bird"))):
         write(Path(f"{name}.json"), coco([image()], [annotation(masked=False)], classes))

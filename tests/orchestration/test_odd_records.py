@@ -1,4 +1,4 @@
-"""Whatever the files of runs and experiments hold, commands end with a message, and tell of all that is sound.
+"""With any content of the files of runs and experiments, commands end with a message, and show all sound ones.
 
 Hypothesis puts values that nobody would write at any place of a record, and damages its bytes.
 """
@@ -182,7 +182,7 @@ def nothing_trained() -> Iterator[None]:
 
 
 def look_at_everything(odd_run: str) -> None:
-    """Commands that read records: those of other runs are told whatever the odd one holds."""
+    """Commands that read records: other runs are shown with any content of the odd one."""
     listed = {each["id"] for each in json.loads(call("runs", "ls", "--json"))}
     assert {"good", f"{SWEEP}-01"} <= listed
     for arguments in (["show", odd_run], ["show", f"best:{SWEEP}"], ["compare", "good", odd_run]):

@@ -1,4 +1,4 @@
-"""Experiment files and `--set` that nobody should write are refused in a moment, with place and way out."""
+"""Odd experiment files and values of `--set` are refused quickly, with place and way out."""
 
 import os
 import time
@@ -102,7 +102,7 @@ def test_odd_yaml_is_refused_in_a_moment(tmp_path: Path, text: str, words: str):
     assert time.process_time() - began < 10
 
 
-def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path):
+def test_anything_but_a_plain_file_is_refused_without_waiting(tmp_path: Path):
     for name, make, kind in (
         ("pipe", os.mkfifo, "a pipe"),
         ("folder", Path.mkdir, "a folder"),
@@ -243,7 +243,7 @@ def test_a_group_takes_over_another_with_a_merge_key(tmp_path: Path):
     assert source.places[(*place, "qam.score_thr")] == f"{path}:9"
 
 
-def test_what_is_replaced_after_a_merge_leaves_no_place_behind(tmp_path: Path):
+def test_values_replaced_after_a_merge_do_not_keep_their_line(tmp_path: Path):
     path = tmp_path / "exp.yaml"
     path.write_text("a: &a\n  inner: {x: 1, y: 2}\nb:\n  <<: *a\n  inner: {x: 3}\n")
     source = read_source(path)

@@ -1,4 +1,4 @@
-"""This machine is asked directly, whatever proxy the world outside needs."""
+"""Requests to this machine bypass any proxy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_proxy_is_not_asked_for_the_loopback_address(
     server.server_close()
 
 
-def test_hosts_that_were_spared_stay_so(monkeypatch: pytest.MonkeyPatch):
+def test_hosts_that_were_exempt_already_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_PROXY", "intranet,localhost")
     monkeypatch.setenv("no_proxy", "*")
     spare_loopback()

@@ -1,4 +1,4 @@
-"""Files with detections or masks, as `boxseg eval` and `boxseg label` read them: what is odd in them is told."""
+"""Files with detections or masks, as `boxseg eval` and `boxseg label` read them: oddities in them are reported."""
 
 import copy
 import json
@@ -57,7 +57,7 @@ def evaluate(found: Any, true: Any = None) -> int:
 
 
 @pytest.mark.parametrize("first_id", [1, 0, -5])
-def test_equal_masks_score_one_whatever_the_ids(first_id, capsys):
+def test_equal_masks_score_one_with_any_ids(first_id, capsys):
     assert evaluate(results(), truth(first_id)) == 0
     assert json.loads(capsys.readouterr().out)["val/mask_ap"] == pytest.approx(1)
 
@@ -115,7 +115,7 @@ def test_equal_ids_in_the_truth_are_refused(capsys):
         ("segmentation", "text", "entry 1 has a malformed segmentation"),
     ],
 )
-def test_what_is_odd_in_an_entry_is_told(key, value, told, capsys):
+def test_odd_entries_are_refused_with_the_reason(key, value, told, capsys):
     found = results()
     found[1][key] = value
     assert evaluate(found) == 3
@@ -135,7 +135,7 @@ def test_a_file_of_something_else_is_refused(found, capsys):
 @pytest.mark.parametrize(
     "images", [3, [3], [{}], [{"id": "1", "file_name": "1.png"}], [{"id": 1, "file_name": 1}]]
 )
-def test_odd_images_of_a_file_of_instances_are_told(images, capsys):
+def test_odd_images_of_a_file_of_instances_are_reported(images, capsys):
     assert evaluate({"images": images, "annotations": results()}) == 3
     assert "found.json: images[0] has no whole number `id`" in capsys.readouterr().err
 
@@ -155,7 +155,7 @@ def test_results_for_some_other_images_are_counted(capsys, caplog):
     assert "found.json: 1 of 2 entries are for other images than those listed" in caplog.text
 
 
-def test_images_of_the_same_file_are_the_same_whatever_the_way_to_it(tmp_path, capsys):
+def test_one_image_file_is_recognised_by_any_path(tmp_path, capsys):
     folder = tmp_path.name
     images = [{"id": 7 + id, "file_name": f"../{folder}/{id}.png"} for id in BOXES]
     entries = [entry | {"image_id": entry["image_id"] + 7} for entry in results()]
@@ -183,7 +183,7 @@ def test_an_option_that_is_no_number_is_refused(capsys):
         },
     ],
 )
-def test_a_damaged_line_of_what_is_labelled_is_named(change, capsys):
+def test_a_damaged_line_of_the_label_journal_is_named(change, capsys):
     Path("gt.json").write_text(json.dumps(truth()))
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
     assert run(command) == 0
@@ -198,7 +198,7 @@ def test_a_damaged_line_of_what_is_labelled_is_named(change, capsys):
 @pytest.mark.parametrize(
     "decisions", [3, [], {"1": 3}, {"x": "accept"}, {"9": "accept"}, {"1": ["accept"]}]
 )
-def test_decisions_that_are_none_are_named(decisions, capsys):
+def test_files_that_are_not_decisions_are_named(decisions, capsys):
     Path("gt.json").write_text(json.dumps(truth()))
     command = ["label", "gt.json", "--images", ".", "--source", "box", "--output", "out"]
     assert run(command) == 0
@@ -235,7 +235,7 @@ def test_an_export_of_images_of_another_size_is_refused(capsys):
     assert not Path("out").exists()
 
 
-def test_of_many_classes_the_first_are_shown(capsys):
+def test_only_the_first_of_many_classes_are_shown(capsys):
     content = truth()
     content["categories"] += [{"id": id, "name": f"class {id}"} for id in range(10, 3010)]
     Path("gt.json").write_text(json.dumps(content))

@@ -77,7 +77,7 @@ def test_a_secret_outside_of_addresses_is_found_and_hidden(text: str):
         "not of the form key=value; write for example --set qam.k_top=10",
     ],
 )
-def test_what_holds_no_secret_stays_as_it_is(text: str):
+def test_text_without_secrets_is_left_as_it_is(text: str):
     assert hide(text) == text
     assert "key=value" in text or find_secret(text) is None
 
@@ -96,7 +96,7 @@ def test_a_secret_that_is_part_of_its_own_name_hides_nothing_else():
     )
 
 
-def test_whom_a_run_tells_of_its_end_is_hidden_in_commands_and_patches():
+def test_notify_targets_are_hidden_in_commands_and_patches():
     command = "boxseg sweep a.yaml --set notify.url=https://ntfy.sh/{} --set 'notify={{url: https://x/{}}}' --new"
     hidden = "boxseg sweep a.yaml --set notify.url=*** --set 'notify=***' --new"
     assert hide(command.format(SECRET, SECRET)) == hidden

@@ -84,7 +84,7 @@ def test_the_way_out_is_named(tmp_path: Path, monkeypatch, capsys):
         assert name in told
 
 
-def test_wrong_usage_does_not_repeat_it_either(tmp_path: Path, monkeypatch, capfd):
+def test_wrong_usage_does_not_repeat_the_secret_either(tmp_path: Path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert run(["train", "exp.yaml", f"https://me:{SECRET}@host"]) == ExitCode.USAGE
     assert SECRET not in "".join(capfd.readouterr())
@@ -102,15 +102,13 @@ def test_settings_made_in_code_are_looked_at_too():
         assert SECRET not in str(caught.value.errors()[0]["msg"])
 
 
-def test_a_failure_of_a_run_does_not_tell_an_address_of_the_environment():
+def test_a_failure_of_a_run_does_not_show_an_address_of_the_environment():
     assert (
         SECRET not in Failure.of(ResourceError(f"nothing answers at https://{SECRET}@head:1")).text
     )
 
 
-def test_neither_the_command_nor_the_changes_of_the_checkout_tell_a_secret(
-    tmp_path: Path, monkeypatch
-):
+def test_neither_the_command_nor_the_code_changes_reveal_a_secret(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         "sys.argv",
         ["boxseg", "train", "exp.yaml", "--set", f"tracking.uri=https://me:{SECRET}@host"],

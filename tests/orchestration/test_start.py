@@ -66,7 +66,7 @@ def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsy
     assert told in capsys.readouterr().out
 
 
-def test_a_resumed_run_needs_its_start_no_more(storage, earlier, tmp_path, monkeypatch, capsys):
+def test_a_resumed_run_no_longer_needs_its_start(storage, earlier, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start = RunFolder(shutil.copytree(earlier.folder, storage / "gone/20260101-000000-abcdef"))
     start.update(id=start.path.name)

@@ -1,4 +1,4 @@
-"""A sweep of two metrics: which settings no other beats, worked by hand, and the same in every place that tells it."""
+"""A sweep of two metrics: which settings no other beats, worked by hand, and the same everywhere it is shown."""
 
 import csv
 import json
@@ -82,7 +82,7 @@ def sweep(tmp_path) -> Trials:
     return trials
 
 
-def test_table_status_report_and_json_tell_the_same_front_and_best(sweep, capsys):
+def test_table_status_report_and_json_show_the_same_front_and_best(sweep, capsys):
     result = conclude(sweep)
     folder, spec = sweep.folder, sweep.plan.spec
     ids = [f"{folder.path.name}-{number:02d}" for number in FRONT]
@@ -126,7 +126,7 @@ def row(
     return TrialStatus(f"x-{number:02d}{seed}", "x", status=status, value=mask, **about)
 
 
-def test_of_seeds_the_means_are_compared_and_what_lacks_a_metric_is_not():
+def test_means_over_seeds_are_compared_and_settings_that_lack_a_metric_are_not():
     rows = [
         row(0, 0.4, seed=0, cost=2.0),
         row(0, 0.6, seed=1, cost=4.0),  # 0.5 at 3: beaten by 1
@@ -155,13 +155,13 @@ def test_the_front_of_three_metrics_as_worked_by_hand():
     assert find_front([]) == []
 
 
-def test_what_ran_to_its_end_comes_first_whatever_the_other_metric_says():
+def test_completed_trials_come_first_for_any_value_of_the_other_metric():
     assert Merit(True, True, 0.1, (9.0,)) > Merit(False, True, 0.5, (9.0,))
     assert Merit(True, True, 0.5, (1.0,)) > Merit(True, True, 0.4, (9.0,))
     assert Merit(True, True, 0.5, (2.0,)) > Merit(True, True, 0.5, (1.0,))
 
 
-def test_tpe_looks_for_the_front_of_both_metrics_and_goes_on_as_it_would_have():
+def test_tpe_looks_for_the_front_of_both_metrics_and_resumes_unchanged():
     space = {"qam.iou_thr": {"uniform": [0.0, 1.0]}, "qam.score_thr": {"uniform": [0.0, 1.0]}}
     settings = {"search": "tpe", "trials": 40, "space": space, "against": {"val/box_ap": "min"}}
     sweep = SweepConfig.model_validate(settings)
@@ -185,7 +185,7 @@ def test_tpe_looks_for_the_front_of_both_metrics_and_goes_on_as_it_would_have():
     assert TrialQueue(sweep, 0, past[:25]).next().values == past[25].values
 
 
-def test_what_training_takes_is_part_of_an_evaluation_where_the_sweep_asks_for_it(tmp_path):
+def test_costs_of_training_are_part_of_an_evaluation_where_the_sweep_asks_for_them(tmp_path):
     spec = SweepSpec.model_validate({"storage": tmp_path, "train": {"steps": 100}})
     folder = RunFolder(tmp_path / "x" / "y")
     folder.create(RunStatus("y", "x", **own_process()), dump_resolved(spec))
@@ -230,14 +230,14 @@ def test_wrong_metrics_to_weigh_against_are_refused(against, reason, tmp_path):
     assert f"{file}:3" in str(raised.value)
 
 
-def test_a_list_of_metrics_is_told_where_the_others_go(tmp_path):
+def test_for_a_list_of_metrics_the_message_says_where_the_others_go(tmp_path):
     file = tmp_path / "exp.yaml"
     file.write_text("sweep:\n  metric: [val/mask_ap, cost/step_s]\n")
     with pytest.raises(ConfigError, match=r"exp.yaml:2: .*sweep.against: \{cost/step_s: min\}"):
         load_sweep(file)
 
 
-def test_early_stopping_by_one_of_two_metrics_is_told(tmp_path):
+def test_early_stopping_by_one_of_two_metrics_is_reported(tmp_path):
     sweep = {
         "space": {"qam.k_top": {"choice": [1, 5]}},
         "against": {"cost/step_s": "min"},

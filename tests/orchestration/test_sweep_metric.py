@@ -1,4 +1,4 @@
-"""Whatever a sweep says of its best trial goes by `sweep.metric` and `sweep.mode`, and by the best evaluation."""
+"""Everything a sweep says about its best trial follows `sweep.metric`, `sweep.mode` and the best evaluation."""
 
 import csv
 import json
@@ -142,7 +142,7 @@ def test_the_curve_of_the_sweep_is_that_of_its_best_trial_so_far(case):
     assert [value for _, value in sweep.folder.history(spec.sweep.metric)] == so_far
 
 
-def test_schedulers_and_search_are_told_the_best_value_so_far_as_the_table_has_it(case):
+def test_schedulers_and_search_get_the_best_value_so_far_of_the_table(case):
     sweep, spec, sent, _, _, values = case
     metric, criterion = spec.sweep.metric, spec.sweep.criterion
     pick = max if spec.sweep.mode == "max" else min

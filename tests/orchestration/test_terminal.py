@@ -1,4 +1,4 @@
-"""Whatever a file names, a terminal is shown text alone."""
+"""Names in files reach a terminal as plain text only."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def test_json_stays_json_and_means_the_same(capsys):
     assert json.loads(safe_json(json.dumps(EVIL, ensure_ascii=False))) == EVIL
 
 
-def test_what_loggers_say_is_safe_too():
+def test_log_messages_are_safe_too():
     record = logging.LogRecord("x", logging.WARNING, "f", 1, "left out: %s", (EVIL,), None)
     assert SafeFormatter("%(message)s").format(record) == f"left out: {TOLD}"
 

@@ -52,7 +52,7 @@ sweep: {search: grid, trial_scheduler: none, concurrency: 1, space: {qam.k_top: 
 """
 
 
-def test_every_cause_is_told_and_only_the_right_trials_are_tried_again(
+def test_every_cause_is_reported_and_only_the_right_trials_are_tried_again(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)

@@ -124,7 +124,7 @@ ON_ITS_WAY, LAST = 3, drills.STEPS
         *((LAST, False, name) for name in ("4 kB left", "read-only", "unmounted")),
     ],
 )
-def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
+def test_a_run_without_its_disk_ends_soon_and_resumes_when_it_is_back(
     step, stopped, name, experiment, calm, make_storage, tmp_path
 ):
     fault = FAULTS[name]
@@ -161,9 +161,7 @@ def test_a_run_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
 
 @needs_mounts
 @pytest.mark.parametrize("names_kept", [True, False], ids=["names kept", "nothing kept"])
-def test_a_run_goes_on_after_the_power_was_cut(
-    names_kept, experiment, calm, make_storage, tmp_path
-):
+def test_a_run_resumes_after_a_power_cut(names_kept, experiment, calm, make_storage, tmp_path):
     with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
         storage = make_storage(disk.path / "storage")
         command = start_run(experiment, storage, tmp_path / "output.txt")
@@ -200,7 +198,7 @@ def interrupted(experiment: Path, make_storage, tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copied_run_goes_on_where_it_was(
+def test_a_copied_run_resumes_where_it_was(
     way, interrupted, experiment, calm, make_storage, tmp_path
 ):
     storage = make_storage(tmp_path / "storage")
@@ -288,7 +286,7 @@ def test_a_killed_sweep_ends_as_if_undisturbed(
 
 @needs_mounts
 @pytest.mark.ray
-def test_a_sweep_without_its_disk_ends_soon_and_goes_on_when_it_is_back(
+def test_a_sweep_without_its_disk_ends_soon_and_resumes_when_it_is_back(
     sweep_experiment, calm_sweep, make_storage, tmp_path
 ):
     with mounted_ext4(tmp_path / "disk", bytes_=DISK_BYTES) as disk:
@@ -323,7 +321,7 @@ def check_sweep(storage: Path, calm: Path, experiment: Path) -> None:
 
 
 def start_sweep(experiment: Path, storage: Path, output: Path | None = None) -> forked.Command:
-    """Start it, or go on with it where it has been heard of."""
+    """Start it, or resume it where the storage knows it."""
     known = newest_sweep(storage, drills.NAME) is not None
     arguments = ["sweep", experiment, f"--set=storage={storage}", *(["--resume"] if known else [])]
     return forked.start(arguments, output or storage / "output.txt")

@@ -55,7 +55,7 @@ orchestration.execute.run.train_run(spec, train_fn=make_noted(), progress=False)
 """
 
 
-def test_a_run_goes_on_with_the_workers_that_find_a_place(cluster: LocalCluster):
+def test_a_run_continues_with_the_workers_that_find_a_place(cluster: LocalCluster):
     values = make_values(
         cluster.storage,
         train={"steps": 100_000, "batch_size": 4, "report_every": 5, "eval_every": 1e-4},

@@ -1,4 +1,4 @@
-"""A terminal that goes tells all of its processes at once; trials save their state all the same."""
+"""A closed terminal signals all of its processes at once; trials save their state all the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs on a cluster of three nodes with a token: submitted, followed, stopped; refused without; and no trace of it."""
+"""Jobs on a cluster of three nodes with a token: submitted, followed, stopped; refused without one, no trace of it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def is_up(port: int) -> bool:
     return False
 
 
-def test_who_has_no_password_sees_nothing(address):
+def test_nothing_is_visible_without_the_password(address):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{address}/api/2.0/mlflow/experiments/search?max_results=1")
 
@@ -116,7 +116,7 @@ def test_a_run_tracks_behind_the_login_and_leaves_the_password_nowhere(
     assert [path for path in kept if PASSWORD.encode() in path.read_bytes()] == []
 
 
-def test_a_run_without_the_password_is_trained_and_tells_what_tracking_lacks(
+def test_a_run_without_the_password_is_trained_and_says_what_tracking_needs(
     address, tmp_path, caplog, monkeypatch
 ):
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):

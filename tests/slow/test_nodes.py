@@ -42,7 +42,7 @@ def starting_steps(trial: Path) -> list[str]:
     return [line.split()[1] for line in (trial / "starts").read_text().splitlines()]
 
 
-def test_trials_of_a_killed_node_go_on_elsewhere_with_the_same_numbers(cluster):
+def test_trials_of_a_killed_node_continue_elsewhere_with_the_same_numbers(cluster):
     storage, log = cluster.storage / "rough", cluster.folder / "rough.log"
     driver = drive(values_of(cluster, "rough"), environment=cluster.environment, log=log)
     wait_for(lambda: trial_step(storage, 0) >= 15, what="step 15", driver=driver)

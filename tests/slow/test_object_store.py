@@ -1,4 +1,4 @@
-"""A sweep over an object store: its driver is killed, another machine goes on, a third one reads it all."""
+"""A sweep in an object store: its driver is killed, another machine continues, and a third one reads everything."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def boxseg(environment: Mapping[str, str], *arguments: str) -> str:
     return done.stdout
 
 
-def test_a_sweep_whose_machine_is_lost_goes_on_on_another_with_the_same_numbers(store, tmp_path):
+def test_a_sweep_whose_machine_is_lost_continues_on_another_with_the_same_numbers(store, tmp_path):
     values = make_values(tmp_path / "calm", sweep=SWEEP) | {"storage": STORAGE}
     first, second = machine(store, tmp_path / "first"), machine(store, tmp_path / "second")
     driver = drive(values, environment=first)

@@ -47,7 +47,7 @@ def ray_session(storage):
         yield session
 
 
-def test_the_embedded_ray_wants_a_token_that_only_we_can_read():
+def test_the_embedded_ray_needs_a_token_that_only_we_can_read():
     assert os.environ["RAY_AUTH_MODE"] == "token"
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
@@ -107,7 +107,7 @@ def test_a_trial_whose_best_evaluation_came_early_is_neither_stopped_nor_behind(
     assert '"step": 10' in (result.best_checkpoint / "about.json").read_text()
 
 
-def test_a_trial_that_lost_its_best_checkpoint_fails_and_goes_on_with_what_is_left(storage):
+def test_a_trial_that_lost_its_best_checkpoint_fails_and_can_be_resumed_with_what_is_left(storage):
     scores = {1: (0.5, 0.5, 0.5, 0.5), 5: (0.7, 0.1, 0.2, 0.3)}
     script = {
         k_top: {
@@ -143,7 +143,7 @@ def test_a_trial_that_lost_its_best_checkpoint_fails_and_goes_on_with_what_is_le
     assert (tracked.info.status, tracked.data.tags["best"]) == ("FINISHED", "0.300000")
 
 
-def test_of_two_metrics_the_front_is_named_and_the_end_is_told_once(storage):
+def test_for_two_metrics_the_front_is_named_and_the_end_is_notified_once(storage):
     # mask AP is to be high and box AP low; 5 has less of the one and of the other, 10 loses both ways
     script = {
         number: {step: {"val/mask_ap": mask, "val/box_ap": box} for step in (10, 20, 30, 40)}
@@ -259,7 +259,7 @@ def test_a_grid_that_gets_seeds_and_values_equals_one_that_was_planned_so_large(
     assert extended.best.values == planned.best.values == {"qam.iou_thr": 0.8}
 
 
-def test_a_sweep_starts_from_the_best_of_another_and_goes_on_without_it(storage):
+def test_a_sweep_starts_from_the_best_of_another_and_resumes_without_it(storage):
     space = {"qam.iou_thr": {"choice": [0.3, 0.8]}}
     sweep = {"search": "grid", "trial_scheduler": "none", "space": space}
     values = make_values(storage, name="first", sweep=sweep)
@@ -381,7 +381,7 @@ def starting_steps(folder: Path) -> list[str]:
     return [line.split()[1] for line in (folder / "starts").read_text().splitlines()]
 
 
-def test_a_lost_worker_is_replaced_and_goes_on_from_the_last_checkpoint(storage):
+def test_a_lost_worker_is_replaced_and_continues_from_the_last_checkpoint(storage):
     spec = RunSpec.model_validate(make_values(storage, resources={"runner": "ray_train"}))
     result = train_run(spec, train_fn=make_training_that_dies_once(), progress=False)
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)

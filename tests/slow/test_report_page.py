@@ -38,7 +38,7 @@ def page(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_shows_everything_and_asks_nobody(page, width, tmp_path, screenshots):
+def test_the_page_shows_everything_and_loads_nothing_else(page, width, tmp_path, screenshots):
     with open_browser(tmp_path / "profile") as browser:
         browser.open(page.as_uri(), width=width)
         assert browser.errors == []

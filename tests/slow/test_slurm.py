@@ -1,4 +1,4 @@
-"""The SLURM script, with stand-ins for SLURM's commands: Ray starts, a sweep runs, is told to end, and goes on."""
+"""The SLURM script, with stand-ins for SLURM's commands: Ray starts, a sweep runs, has to end, and continues."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def named_processes(port: str) -> Iterator[str]:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the script is for bash")
-def test_a_sweep_that_is_told_to_end_is_queued_again_and_goes_on(tmp_path: Path, start):
+def test_a_sweep_that_has_to_end_is_queued_again_and_continues(tmp_path: Path, start):
     first = start()
     deadline = time.monotonic() + 300
     while furthest_step(tmp_path / "runs") < 10 and first.poll() is None:

@@ -1,4 +1,4 @@
-"""A cluster whose nodes and driver share an object store and no folder."""
+"""A cluster whose nodes and driver share an object store but no folder."""
 
 from __future__ import annotations
 

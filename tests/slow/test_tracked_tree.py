@@ -1,4 +1,4 @@
-"""What MLflow's own client says about a sweep in which everything happens that can happen to a trial."""
+"""What MLflow's own client shows of a sweep in which everything happens that can happen to a trial."""
 
 import mlflow
 import pytest
@@ -68,7 +68,7 @@ def test_there_is_one_tree_in_which_nothing_runs(runs):
     )
 
 
-def test_all_trials_share_one_axis_of_steps_whatever_happened_to_them(runs):
+def test_all_trials_share_one_axis_of_steps_after_any_interruption(runs):
     whole = list(range(1, STEPS + 1))
     assert runs["resumed"].data.metrics["steps"] == whole
     assert sorted(set(runs["retried"].data.metrics["steps"])) == whole

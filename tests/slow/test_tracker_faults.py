@@ -141,7 +141,7 @@ def test_a_server_that_was_down_for_a_while_gets_everything_once(
     check_whole(server, folder.path.name)
 
 
-def test_what_a_server_that_is_down_at_the_end_missed_is_copied_by_the_next_command(
+def test_records_that_a_server_missed_at_the_end_are_copied_by_the_next_command(
     proxy, server, tmp_path
 ):
     folder = make_run(tmp_path, "down-end")
@@ -161,7 +161,7 @@ def test_what_a_server_that_is_down_at_the_end_missed_is_copied_by_the_next_comm
     check_whole(server, "down-end")
 
 
-def test_a_slow_server_slows_nobody(proxy, server, tmp_path):
+def test_a_slow_server_does_not_slow_training(proxy, server, tmp_path):
     proxy.fault = "slow"
     folder = make_run(tmp_path, "slow")
     tracker = start(folder, proxy.url)

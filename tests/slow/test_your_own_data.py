@@ -57,7 +57,7 @@ def blocks(kind: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_page_runs_as_it_stands(
+def test_the_commands_of_the_page_run_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)

@@ -150,7 +150,7 @@ class Story:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         assert self.run is not None
         return self.run.path
 
@@ -210,7 +210,7 @@ def run_with_kills(
 
 
 def find_new(place: Place, known: set[str]) -> RunFolder | None:
-    """The run or sweep of a place that was not known before; None where there is none."""
+    """The run or sweep of a place that is not among those known before; None if there is none."""
     here = {path.parent.name for path in place.folder.glob(f"{NAME}/*/status.json")}
     found = here - known
     return RunFolder(place.folder / NAME / found.pop()) if found else None
@@ -229,7 +229,7 @@ class Watch:
         return self.run is None or self.run.status_path.exists()
 
     def phase(self) -> Phase:
-        """Where it is."""
+        """Where the process is in its work."""
         if self.run is None or not self.has_begun:
             return "start"
         if self.run.stored().status == "finished":

@@ -62,7 +62,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the only trial of a sweep came to."""
+    """Result of the only trial of a sweep."""
 
     end: list[Any]
     """Status, step, the best evaluation's metrics and step."""

@@ -110,7 +110,7 @@ class Host:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of everybody there: nothing of the test's own but where programs are."""
+        """Environment of all its programs: nothing of the test's own but `PATH` and the like."""
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(HOME),
@@ -194,7 +194,7 @@ class Host:
         self.kill()
 
     def kill(self) -> None:
-        """Take its power: all its processes end at once, and nobody is told."""
+        """Cut its power: all its processes end at once, without notice."""
         self._first.kill()
         self._first.communicate()
 
@@ -210,7 +210,7 @@ class Hosts:
     """Machines on one switch, by their names."""
 
     def __init__(self) -> None:
-        """Only the switch is there."""
+        """Make the switch; machines are added later."""
         command = ["unshare", "--net", "--fork", "--kill-child", "cat"]
         self._switch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self._hosts: dict[str, Host] = {}

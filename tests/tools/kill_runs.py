@@ -206,7 +206,7 @@ def kill_runs(bench: Bench, record: Record, wanted: int, *, seed: int) -> list[s
 
 
 def run_once(experiment: Path, bench: Bench) -> Path:
-    """The folder of a run that nobody disturbs."""
+    """The folder of an undisturbed run."""
     story = drills.run_with_kills(experiment, bench.place)
     assert story.codes == [0], bench.place.output.read_text()
     with bench.environment:
@@ -214,7 +214,7 @@ def run_once(experiment: Path, bench: Bench) -> Path:
 
 
 def ends_wrong(bench: Bench, name: str, calm: Path) -> list[str]:
-    """In what a run differs from the undisturbed one; its weights are removed, as hundreds of them take gigabytes."""
+    """Differences of a run from the undisturbed one; its weights are removed, as hundreds of them take gigabytes."""
     with bench.environment:
         folder = fetch_run(bench.seen / drills.NAME / name)
         wrong = drills.differences(folder, calm)
@@ -434,7 +434,7 @@ def fetch_sweep(folder: Path) -> None:
 
 
 def sweep_ends_wrong(bench: Bench, name: str, calm: Path, experiment: Path) -> list[str]:
-    """In what a sweep differs from the undisturbed one, for another machine; its weights are removed."""
+    """Differences of a sweep from the undisturbed one, as another machine sees them; its weights are removed."""
     with bench.environment:
         folder = bench.seen / drills.NAME / name
         fetch_sweep(folder)

@@ -405,9 +405,7 @@ def test_masks_to_train_with_must_be_there_and_sound(content, write_source):
     assert "has a mask of 4 x 4 px" in str(broken)
 
 
-def test_of_many_faults_of_a_kind_the_first_ten_are_listed_and_the_rest_counted(
-    content, write_source
-):
+def test_the_first_ten_faults_of_a_kind_are_listed_and_the_rest_counted(content, write_source):
     source = write_source(content)
     content["annotations"] = [{}] * 20_000
     source.annotations.write_text(json.dumps(content))
@@ -462,7 +460,7 @@ def test_a_pipe_in_the_folder_of_images_is_a_fault(content, write_source):
     assert "a.png: image 10 is a pipe, not a file" in str(only_fault(source))
 
 
-def test_pages_behind_the_first_are_told(content, write_source):
+def test_pages_after_the_first_are_reported(content, write_source):
     source = write_source(content)
     name = content["images"][0]["file_name"]
     with Image.open(source.images / name) as picture:

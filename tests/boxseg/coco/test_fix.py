@@ -27,7 +27,9 @@ def test_a_sound_source_stays_as_it_is(content, write_source, tmp_path):
     assert (tmp_path / "out/images/a.png").samefile(tmp_path / "images/a.png")
 
 
-def test_every_kind_of_fault_goes_and_the_original_stays(content, write_source, tmp_path):
+def test_every_kind_of_fault_is_fixed_in_the_copy_and_the_original_is_unchanged(
+    content, write_source, tmp_path
+):
     box = {"image_id": 10, "category_id": 3, "iscrowd": 0}
     content["annotations"] += [
         box | {"id": 1, "bbox": [1, 1, 5, 5]},  # another box of a used id
@@ -58,7 +60,7 @@ def test_every_kind_of_fault_goes_and_the_original_stays(content, write_source, 
     assert sum(done.values()) == 12
 
 
-def test_an_image_named_like_the_folder_of_another_stays_alone(content, write_source, tmp_path):
+def test_an_image_named_like_the_folder_of_another_is_left_alone(content, write_source, tmp_path):
     source = write_source(content)
     with Image.open(tmp_path / "images/a.png") as picture:
         picture.rotate(180).save(tmp_path / "images/deep", "png")
@@ -104,7 +106,7 @@ def test_an_image_listed_as_exif_shows_it_is_stored_rotated_in_its_own_format(
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}'])
-def test_what_is_no_coco_file_cannot_be_cleaned(tmp_path, text):
+def test_only_coco_files_can_be_cleaned(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json"):
         write_fixed(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), tmp_path / "out")
@@ -115,7 +117,7 @@ def test_a_folder_that_holds_something_is_left_alone(content, write_source, tmp_
         write_fixed(write_source(content), tmp_path)
 
 
-def test_names_with_signs_of_addresses_are_files_of_their_own_where_they_are_there(
+def test_names_with_characters_of_urls_are_taken_as_they_are_where_such_files_exist(
     content, write_source, tmp_path
 ):
     content["images"][0]["file_name"] = "a b.png"
@@ -125,7 +127,7 @@ def test_names_with_signs_of_addresses_are_files_of_their_own_where_they_are_the
     assert [image["file_name"] for image in copy["images"]] == ["a b.png", "a%20b.png"]
 
 
-def test_a_name_with_its_accents_apart_is_that_of_the_file(content, write_source, tmp_path):
+def test_a_name_with_decomposed_accents_is_matched_to_its_file(content, write_source, tmp_path):
     content["images"][0]["file_name"] = "d\u00e9cran.png"
     source = write_source(content)
     (source.images / "d\u00e9cran.png").rename(source.images / "de\u0301cran.png")
@@ -149,7 +151,7 @@ def test_images_that_lvis_names_by_address_get_the_names_of_their_files(
     assert len(copy["annotations"]) == len(content["annotations"])
 
 
-def test_run_lengths_with_python_s_sign_of_bytes_are_read(content, write_source, tmp_path):
+def test_run_lengths_written_as_python_bytes_are_read(content, write_source, tmp_path):
     mask = np.zeros((40, 60), dtype=np.uint8, order="F")
     mask[10:30, 5:50] = 1
     encoded = coco_mask.encode(mask)

@@ -1,4 +1,4 @@
-"""Boxes in another notation, turned, drawn twice or too small are told; what has one meaning only is mended."""
+"""Boxes in another notation, turned, drawn twice or too small are reported; those with one meaning only are fixed."""
 
 import json
 
@@ -30,7 +30,7 @@ def mended(source, output):
 CORNERS = [[2, 2, 14, 11], [10, 20, 22, 29], [30, 15, 42, 24], [40, 30, 52, 39]]
 
 
-def test_boxes_that_are_corners_are_refused_and_mended(content, write_source, tmp_path):
+def test_boxes_given_as_corners_are_refused_and_fixed(content, write_source, tmp_path):
     content["annotations"] = [annotation(i, box) for i, box in enumerate(CORNERS, start=1)]
     source = write_source(content)
     fatal, text = told(source)[0]
@@ -56,7 +56,7 @@ def test_boxes_that_may_be_right_are_not_taken_for_corners(content, write_source
     assert not any("x1, y1" in text for _, text in told(write_source(content)))
 
 
-def test_corners_that_all_lie_inside_as_sides_are_refused_and_mended(
+def test_corners_that_would_fit_as_sides_too_are_refused_and_fixed(
     content, write_source, tmp_path
 ):
     # In the upper left quarter of an image of 60 x 40 px, nothing ends beyond it when it is read as sides.
@@ -94,7 +94,7 @@ def looks_like_corners(boxes):
     "real_set", ["pennfudan", "animals", "coco-mini", "nuclei"], indirect=True
 )
 @pytest.mark.parametrize("split", ["train_boxes", "val"])
-def test_real_boxes_are_not_taken_for_corners_and_corners_are_told(real_set, split):
+def test_real_boxes_are_not_taken_for_corners_and_corners_are_reported(real_set, split):
     boxes, image_ids = real_boxes(real_set / f"annotations/{split}.json")
     assert_no_corners(boxes, image_ids)
     if real_set.name in ("nuclei", "coco-mini"):  # mostly small objects
@@ -112,7 +112,7 @@ def test_generated_boxes_are_not_taken_for_corners(toy):
 
 
 def assert_no_corners(boxes, image_ids):
-    """Also of some images alone."""
+    """No boxes are taken for corners, neither all of them nor those of some images alone."""
     assert not looks_like_corners(boxes)
     may_be_corners = (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)
     # The worst choice of images: of each, all boxes are wider and higher than far from left and top.
@@ -126,7 +126,7 @@ def assert_no_corners(boxes, image_ids):
                 assert not looks_like_corners(boxes[np.isin(image_ids, chosen)])
 
 
-def test_boxes_in_shares_are_refused(content, write_source):
+def test_boxes_in_fractions_of_the_image_are_refused(content, write_source):
     content["annotations"] = [annotation(1, [0.2, 0.3, 0.4, 0.3]), annotation(2, [0.5, 0.5, 1, 1])]
     fatal, text = told(write_source(content))[0]
     assert fatal
@@ -135,7 +135,9 @@ def test_boxes_in_shares_are_refused(content, write_source):
     assert not any("shares" in text for _, text in told(write_source(content)))
 
 
-def test_turned_repeated_ignored_and_tiny_boxes_are_told_with_their_number(content, write_source):
+def test_turned_repeated_ignored_and_tiny_boxes_are_reported_with_their_number(
+    content, write_source
+):
     content["annotations"] = [
         annotation(1, [5, 5, 9, 9], attributes={"rotation": 40.0}),
         annotation(2, [6, 5, 9, 9], attributes={"rotation": 360.0}),  # not turned at all
@@ -153,7 +155,7 @@ def test_turned_repeated_ignored_and_tiny_boxes_are_told_with_their_number(conte
         assert text.startswith(f"has {start}")
 
 
-def test_an_object_that_is_there_twice_is_kept_once(content, write_source, tmp_path):
+def test_an_object_listed_twice_is_kept_once(content, write_source, tmp_path):
     polygon = [[5, 5, 14, 5, 14, 14, 5, 14]]
     other = [[5, 5, 14, 5, 14, 14]]
     content["annotations"] = [
@@ -166,7 +168,7 @@ def test_an_object_that_is_there_twice_is_kept_once(content, write_source, tmp_p
     assert [each["id"] for each in copy["annotations"]] == [1, 3]
 
 
-def test_a_wrong_area_is_told_for_evaluation_and_taken_from_the_mask(
+def test_a_wrong_area_is_reported_for_evaluation_and_taken_from_the_mask(
     content, write_source, tmp_path
 ):
     square = [[5, 5, 25, 5, 25, 25, 5, 25]]
@@ -209,7 +211,7 @@ def test_a_wrong_area_is_told_for_evaluation_and_taken_from_the_mask(
         ),
     ],
 )
-def test_what_means_the_right_thing_is_written_so(
+def test_values_with_a_clear_meaning_are_rewritten_in_the_right_form(
     content, write_source, tmp_path, fields, key, right
 ):
     content["categories"] = [{"id": 3, "name": "cat"}]
@@ -240,7 +242,7 @@ def test_classes_without_a_name_get_one(content, write_source, tmp_path, categor
     assert len(copy["annotations"]) == 1
 
 
-def test_a_category_that_only_groups_others_is_told(content, write_source):
+def test_a_category_that_only_groups_others_is_reported(content, write_source):
     content["categories"] = [
         {"id": 0, "name": "pets", "supercategory": "none"},
         {"id": 3, "name": "cat", "supercategory": "pets"},
@@ -252,7 +254,9 @@ def test_a_category_that_only_groups_others_is_told(content, write_source):
 
 
 @pytest.mark.parametrize("listed", ["https://host/up/a.png?sig=1", "..\\photos\\a.png"])
-def test_a_name_of_another_machine_is_found_by_its_end(content, write_source, tmp_path, listed):
+def test_a_file_name_from_another_machine_is_found_by_its_last_parts(
+    content, write_source, tmp_path, listed
+):
     content["images"] = [image for image in content["images"] if image["file_name"] == "a.png"]
     content["annotations"] = [annotation(1, [4, 4, 16, 12])]
     source = write_source(content)
@@ -272,7 +276,7 @@ def scattered(count):
 
 
 @pytest.mark.parametrize(("shift", "looks"), [(0.5, "the middle"), (-0.5, "too far left and up")])
-def test_boxes_half_a_box_away_are_refused_and_not_cut(
+def test_boxes_shifted_by_half_a_box_are_refused_and_not_clipped(
     content, write_source, tmp_path, shift, looks
 ):
     boxes = [[x + shift * w, y + shift * h, w, h] for x, y, w, h in scattered(20)]
@@ -287,7 +291,7 @@ def test_boxes_half_a_box_away_are_refused_and_not_cut(
     assert not (tmp_path / "out").exists()
 
 
-def test_boxes_with_y_before_x_are_refused_and_not_cut(content, write_source, tmp_path):
+def test_boxes_with_y_before_x_are_refused_and_not_clipped(content, write_source, tmp_path):
     boxes = [[y, x, h, w] for x, y, w, h in scattered(20)]
     assert 3 <= sum(y + h > 40 for _, y, _, h in boxes) < 20  # the image has 60 x 40 px
     content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
@@ -309,14 +313,16 @@ def test_boxes_with_y_before_x_are_refused_and_not_cut(content, write_source, tm
         * 8,  # all there: by chance as far from left and top as boxes of the middle
     ],
 )
-def test_boxes_that_end_beyond_their_image_need_not_be_half_a_box_away(
+def test_boxes_that_end_beyond_their_image_are_not_always_taken_for_shifted(
     content, write_source, boxes
 ):
     content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
     assert not any("moved" in text for _, text in told(write_source(content)))
 
 
-def test_boxes_in_per_cent_of_large_images_are_told_and_stay(content, write_source, tmp_path):
+def test_boxes_in_percent_of_large_images_are_reported_and_left_as_they_are(
+    content, write_source, tmp_path
+):
     content["images"] = [{"id": 10, "file_name": "large.png", "width": 640, "height": 480}]
     boxes = [[x * 1.6, y * 2.4, 20, 20] for x, y, _, _ in scattered(8)]
     content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
@@ -329,7 +335,7 @@ def test_boxes_in_per_cent_of_large_images_are_told_and_stay(content, write_sour
     assert not any("per cent" in text for _, text in told(write_source(content)))
 
 
-def test_boxes_in_thousandths_of_wide_images_are_told(content, write_source):
+def test_boxes_in_thousandths_of_wide_images_are_reported(content, write_source):
     content["images"] = [{"id": 10, "file_name": "large.png", "width": 1920, "height": 1080}]
     boxes = [[x * 15, y * 24, 200, 200] for x, y, _, _ in scattered(8)]
     content["annotations"] = [annotation(i, box) for i, box in enumerate(boxes, start=1)]
@@ -349,7 +355,7 @@ def test_boxes_in_thousandths_of_wide_images_are_told(content, write_source):
         [[4, 4, 16, 12]],
     ],
 )
-def test_boxes_in_another_form_are_told_with_the_way_out_and_mended(
+def test_boxes_in_another_form_are_reported_with_the_way_out_and_fixed(
     content, write_source, tmp_path, bbox
 ):
     content["annotations"] = [annotation(1, bbox)]
@@ -384,7 +390,7 @@ def test_boxes_without_one_meaning_are_left_out_by_name(content, write_source, t
     assert copy["annotations"] == []
 
 
-def test_polygons_inside_others_and_names_that_differ_in_case_are_told(content, write_source):
+def test_polygons_inside_others_and_names_that_differ_in_case_are_reported(content, write_source):
     outer, inner = [5, 5, 30, 5, 30, 30, 5, 30], [10, 10, 20, 10, 20, 20]
     content["annotations"] = [annotation(1, [5, 5, 25, 25], segmentation=[outer, inner])]
     content["images"][1]["file_name"] = content["images"][0]["file_name"].upper()
@@ -404,7 +410,7 @@ def test_a_rare_polygon_inside_another_is_clumsy_drawing(content, write_source):
     assert not [text for _, text in found if "inside another" in text]
 
 
-def test_ids_of_more_than_64_bits_are_given_anew(content, write_source, tmp_path):
+def test_ids_of_more_than_64_bits_are_replaced(content, write_source, tmp_path):
     content["images"][0]["id"] = 2**70
     content["annotations"] = [annotation(1, [4, 4, 16, 12], image_id=2**70)]
     changes, copy = mended(write_source(content), tmp_path / "out")

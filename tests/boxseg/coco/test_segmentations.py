@@ -70,7 +70,7 @@ POLYGON = [1, 1, 7, 1, 7, 5]
         ({"size": [8, 12], "counts": "é"}, "malformed run lengths 'é'"),
     ],
 )
-def test_what_pycocotools_must_not_see_is_told(segmentation, expected):
+def test_masks_that_pycocotools_must_not_see_are_reported(segmentation, expected):
     value, rule = find_problem(segmentation, (8, 12))
     assert expected in value
     assert rule

@@ -1,4 +1,4 @@
-"""A split keeps groups together, gives the same parts again, and loses nothing."""
+"""A split keeps groups together, gives the same parts each time, and loses nothing."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_the_order_of_the_file_does_not_matter_and_the_seed_does(write, videos):
     assert len(first) == 8
 
 
-def test_a_file_that_is_listed_twice_is_on_one_side(write, videos):
+def test_a_file_listed_twice_is_in_one_part_only(write, videos):
     videos["images"] = [
         image | {"file_name": f"{image['id'] % 2}.png"} for image in videos["images"]
     ]
@@ -127,7 +127,9 @@ def test_a_group_larger_than_its_share_goes_if_there_is_no_smaller_one(write, vi
         (lambda c: c["images"][1].pop("file_name"), {}, DataError, "has no `file_name`"),
     ],
 )
-def test_what_cannot_be_split_is_told(write, videos, change, settings, error, told):
+def test_data_that_cannot_be_split_is_refused_with_the_reason(
+    write, videos, change, settings, error, told
+):
     change(videos)
     with pytest.raises(error, match=told):
         split_coco(write(videos), **{"val": 0.2, **settings})

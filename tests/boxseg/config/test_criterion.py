@@ -18,7 +18,7 @@ def test_the_metric_and_its_direction_decide_and_nothing_else_does():
     assert not SMALLER.better({"health/mask_fill": 0.2}, than={"health/mask_fill": 0.1})
 
 
-def test_of_equal_evaluations_the_one_before_stays_the_best():
+def test_the_earlier_of_two_equal_evaluations_stays_the_best():
     assert not LARGER.better({"val/box_ap": 0.2}, than={"val/box_ap": 0.2})
 
 
@@ -33,7 +33,7 @@ def test_a_value_that_is_absent_or_not_finite_never_wins(criterion, value):
     assert criterion.better({criterion.metric: 0.5}, than=without)
 
 
-def test_the_best_of_some_values_and_what_is_told_for_none():
+def test_the_best_of_some_values_and_the_message_where_there_are_none():
     values = [None, 0.2, math.nan, 0.7, math.inf]
     assert (LARGER.best(values), SMALLER.best(values)) == (0.7, 0.2)
     assert LARGER.best([None, math.nan]) is None

@@ -176,7 +176,7 @@ def test_the_pasted_box_overlaps_its_target_on_each_axis(seed):
     assert min(y2, 40) - max(y1, 24) >= 0.25 * 12 - 0.5
 
 
-def test_of_several_places_the_one_that_hides_least_is_taken():
+def test_among_several_places_the_one_that_hides_least_is_taken():
     batch, pseudo = make_batch([[[20, 20, 44, 44], [4, 4, 30, 60]]], [[0, 1]])
     settings = with_changes(SETTINGS, box_shift_px=64)
     covered = {}
@@ -322,7 +322,7 @@ def test_mode_simple_pastes_a_whole_entry_at_its_old_place_even_without_boxes():
     assert len(bank) == 0  # the entry is used up
 
 
-def test_of_an_entry_only_the_peers_with_enough_in_sight_are_pasted():
+def test_only_peers_of_an_entry_with_enough_in_sight_are_pasted():
     batch, pseudo = make_batch([[[0, 0, 8, 8]]], [[0]])
     settings = with_changes(SETTINGS, mode="simple", bank="images")
     peers = [
@@ -340,7 +340,7 @@ def test_of_an_entry_only_the_peers_with_enough_in_sight_are_pasted():
     assert torch.equal(out.strong[0, 0, :, 63:], batch.strong[0, 0, :, 63:])
 
 
-def test_of_equal_qualities_the_first_instance_of_an_entry_is_taken():
+def test_among_equal_qualities_the_first_instance_of_an_entry_is_taken():
     batch, pseudo = make_batch([[[8, 8, 24, 24]]], [[0]])
     bank = bank_with(make_peer(color=210), make_peer(color=220), kind="images")
     changed, *_ = paste_peers(batch, pseudo, bank, step=0, settings=SETTINGS, generator=seeded())

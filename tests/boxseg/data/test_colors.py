@@ -25,7 +25,7 @@ def drawn(strong, seed):
 
 
 def changes_of_torchvision(image, recoloring):
-    """One after the other on the whole image."""
+    """torchvision's changes, one after the other, on the whole image."""
     functions = {
         "brightness": F.adjust_brightness_image,
         "contrast": F.adjust_contrast_image,
@@ -40,7 +40,7 @@ def changes_of_torchvision(image, recoloring):
 
 
 @pytest.mark.parametrize("at_once", [97, 2**15])
-def test_changes_are_those_of_torchvision_wherever_blocks_end(monkeypatch, at_once):
+def test_changes_equal_those_of_torchvision_wherever_a_block_ends(monkeypatch, at_once):
     monkeypatch.setattr(colors, "PIXELS_AT_ONCE", at_once)
     image = noise()
     for seed in range(40):

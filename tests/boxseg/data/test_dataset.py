@@ -143,7 +143,7 @@ def test_a_missing_annotation_file_is_a_data_error(tmp_path):
         CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), train=True)
 
 
-def test_true_masks_follow_the_boxes_whatever_their_kind(content, write_source):
+def test_true_masks_of_any_kind_follow_the_boxes(content, write_source):
     second = np.zeros((40, 60), dtype=np.uint8)
     second[20:30, 30:40] = 1
     compressed = coco_mask.encode(np.asfortranarray(second))["counts"].decode()

@@ -63,7 +63,7 @@ def test_contrast_is_the_distance_of_an_object_from_what_is_around_it(tmp_path):
     assert (found.images, found.grey) == (1, 1.0)
 
 
-def test_an_object_with_a_hole_and_a_dark_set_are_told_apart_from_their_surroundings(tmp_path):
+def test_objects_with_a_hole_and_dark_objects_stand_out_from_their_surroundings(tmp_path):
     rings = take_fingerprint(write_set(tmp_path / "rings", KINDS["rings"], images=4)).colours
     assert rings.contrast > 30
     assert rings.grey == 0
@@ -72,7 +72,7 @@ def test_an_object_with_a_hole_and_a_dark_set_are_told_apart_from_their_surround
     assert dark.grey == 1
 
 
-def test_nothing_is_told_of_surroundings_where_boxes_fill_their_images(tmp_path):
+def test_nothing_is_said_about_surroundings_where_boxes_fill_their_images(tmp_path):
     told = dict(take_fingerprint(write_boxes(tmp_path, (0, 0, 80, 60))).rows())
     assert told["colours"] == "grey"
 
@@ -101,7 +101,7 @@ def test_a_sample_of_the_images_is_opened_and_those_that_cannot_be_are_left_out(
     assert take_fingerprint(source).colours.images == LOOKED_AT
 
 
-def test_boxes_far_outside_their_image_tell_nothing_of_its_colours(tmp_path):
+def test_boxes_far_outside_their_image_do_not_count_for_colours(tmp_path):
     source = write_boxes(
         tmp_path,
         [1e300, 5, 2e300, 20],

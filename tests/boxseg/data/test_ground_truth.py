@@ -9,7 +9,7 @@ from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.errors import DataError
 
 
-def test_evaluation_names_the_annotation_whose_mask_pycocotools_would_die_of(tmp_path):
+def test_evaluation_names_an_annotation_whose_mask_would_crash_pycocotools(tmp_path):
     annotation = {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
     content = {
         "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
@@ -43,7 +43,7 @@ def test_ground_truth_for_evaluation_is_quiet_and_complete(content, write_source
 
 
 @pytest.mark.parametrize("area", [-400, 0, None, "400"])
-def test_an_area_that_no_object_has_is_measured_anew(content, write_source, area):
+def test_an_impossible_area_is_measured_from_the_mask(content, write_source, area):
     for annotation in content["annotations"]:
         annotation |= {"area": area}
     ground_truth = coco_ground_truth(write_source(content))

@@ -82,7 +82,7 @@ def test_starting_at_a_step_gives_what_a_run_from_the_start_gives(dataset):
     assert all(same(a, b) for a, b in zip(whole[9:], resumed, strict=True))
 
 
-def test_late_views_have_another_shape_wherever_a_run_starts(dataset):
+def test_late_views_have_another_shape_for_any_first_step_of_a_run(dataset):
     late = partial(random_size, short_sides=[96], max_size=200)
     mixed = list(loader(dataset, late_shape=late, late_from=3).batches(0, 5))
     early = loader(dataset).batches(0, 3)
@@ -287,7 +287,7 @@ def test_drawn_masks_are_sampled_at_the_cells_of_the_padded_batch():
     assert collate([view(30, 65)]).drawn is None
 
 
-def test_batches_with_drawn_masks_are_else_the_same_and_come_from_workers_too(toy, dataset):
+def test_drawn_masks_change_nothing_else_in_a_batch_and_work_with_loader_processes(toy, dataset):
     drawn = CocoBoxes(toy[0], train=True, use_masks=True)
     with_masks, in_processes, without = (
         list(loader(data, workers=workers).batches(0, 2))

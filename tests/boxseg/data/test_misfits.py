@@ -32,12 +32,12 @@ def misfits(found, **settings):
     return list(find_misfits(BoxSegConfig.model_validate(settings), found))
 
 
-def test_settings_that_fit_are_not_spoken_of():
+def test_fitting_settings_give_no_warning():
     assert misfits(fingerprint(40, 60, 90), train={"image_size": 256}) == []
     assert misfits(fingerprint(8, 9, 10), train={"window": 160, "eval_size": 1024}) == []
 
 
-def test_boxes_that_are_too_small_for_mask_cells_are_told_with_the_size_to_set():
+def test_boxes_too_small_for_mask_cells_are_reported_with_the_size_to_set():
     (told,) = misfits(fingerprint(15, 16, 17), train={"image_size": 160})
     assert told == (
         "half of the boxes are under 10 px at train.image_size 160, where a mask cell is 4 px: 512 would give 32; "
@@ -50,7 +50,7 @@ def test_the_limit_of_the_long_side_is_part_of_the_advice():
     assert "512 with train.max_size 640 would give 32" in told
 
 
-def test_of_boxes_that_no_size_helps_only_windows_are_spoken_of():
+def test_for_boxes_that_no_size_helps_only_windows_are_suggested():
     (told,) = misfits(fingerprint(4, 4, 4, image=(1000, 1000)), train={"image_size": 256})
     assert "would give" not in told
     assert "train.window 256" in told
@@ -61,7 +61,7 @@ def test_evaluation_is_looked_at_where_it_has_a_size_of_its_own():
     assert told.startswith("half of the boxes are under 8 px at train.eval_size 128")
 
 
-def test_more_boxes_than_are_learnt_from_or_found_are_told():
+def test_more_boxes_than_training_or_detection_handles_are_reported():
     told = misfits(fingerprint(50, 60, 70, per_image=130), train={"image_size": 256})
     assert [each.rpartition(" ")[2] for each in told] == ["cond.max_per_image", "fcos.topk"]
     assert all("130 boxes or more" in each for each in told)
@@ -97,7 +97,9 @@ def test_boxes_around_their_objects_are_not_misplaced(tmp_path, kind):
     ("moved", "looks"), [(0.5, "those of the middle"), (-0.5, "half a box too far left and up")]
 )
 @pytest.mark.parametrize("images", [8, 32])
-def test_boxes_half_a_box_away_are_told_also_inside_their_images(tmp_path, moved, looks, images):
+def test_boxes_shifted_by_half_a_box_are_reported_even_inside_their_images(
+    tmp_path, moved, looks, images
+):
     source = write_set(tmp_path, KINDS["rings"], images=images)
     inside = change_boxes(source, lambda x, y, w, h: [x + moved * w, y + moved * h, w, h])
     assert 10 <= inside < 32 if images == 8 else inside >= 32
@@ -105,7 +107,7 @@ def test_boxes_half_a_box_away_are_told_also_inside_their_images(tmp_path, moved
     assert looks in told
 
 
-def test_corners_are_told_by_the_pictures_where_numbers_do_not_tell(tmp_path):
+def test_corners_are_recognised_by_the_pictures_where_numbers_are_not_enough(tmp_path):
     source = write_set(tmp_path, KINDS["rings"], images=64)
     assert change_boxes(source, lambda x, y, w, h: [x, y, x + w, y + h]) >= 32
     content = json.loads(source.annotations.read_text())
@@ -151,7 +153,7 @@ def test_boxes_of_a_few_photographs_are_not_misplaced(tmp_path, real_set):
         assert list(find_misplaced(take_fingerprint(source))) == []
 
 
-def test_boxes_of_images_before_they_were_letterboxed_are_told(tmp_path):
+def test_boxes_from_before_images_were_letterboxed_are_reported(tmp_path):
     source = write_set(tmp_path, KINDS["rings"], images=8)
     content = json.loads(source.annotations.read_text())
     for image in content["images"]:

@@ -1,4 +1,4 @@
-"""Pictures that are both learnt from and validated on are told with their number and an example."""
+"""Pictures that are both trained and validated on are reported with their number and an example."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def train(tmp_path):
     return source(tmp_path / "train", tmp_path / "train.json", ["a.png", "b.png", "c.png"])
 
 
-def test_one_path_in_both_files_is_told(train, tmp_path):
+def test_one_path_in_both_files_is_reported(train, tmp_path):
     val = source(tmp_path / "train", tmp_path / "val.json", ["c.png", "b.png"])
     (told,) = find_shared(train, val)
     assert told.startswith(
@@ -46,7 +46,7 @@ def test_one_path_in_both_files_is_told(train, tmp_path):
     )
 
 
-def test_a_copy_under_another_name_is_told(train, tmp_path):
+def test_a_copy_under_another_name_is_reported(train, tmp_path):
     (tmp_path / "val").mkdir()
     shutil.copy(tmp_path / "train/b.png", tmp_path / "val/z.png")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "val/new.png")
@@ -56,7 +56,7 @@ def test_a_copy_under_another_name_is_told(train, tmp_path):
     assert "such as 'z.png', there 'b.png'" in told
 
 
-def test_other_pictures_of_the_same_names_and_one_file_for_both_are_not_told(train, tmp_path):
+def test_other_pictures_of_the_same_names_and_one_file_for_both_are_not_reported(train, tmp_path):
     (tmp_path / "val").mkdir()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "val/a.png")
     val = source(tmp_path / "val", tmp_path / "val.json", ["a.png"])
@@ -64,7 +64,7 @@ def test_other_pictures_of_the_same_names_and_one_file_for_both_are_not_told(tra
     assert list(find_shared(train, train)) == []
 
 
-def test_copies_within_a_data_set_are_told(train, tmp_path):
+def test_copies_within_a_data_set_are_reported(train, tmp_path):
     shutil.copy(tmp_path / "train/a.png", tmp_path / "train/copy.png")
     names = ["a.png", "b.png", "copy.png", "missing.png"]
     doubled = source(tmp_path / "train", tmp_path / "train.json", names)

@@ -212,7 +212,7 @@ def test_objects_hide_little_of_one_another():
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_classes_have_colors_of_their_own_if_asked(own):
+def test_classes_can_have_colors_of_their_own(own):
     settings = ToyConfig(shapes=("ellipse", "quad", "triangle"), class_colors=own)
     for label, hues in _mean_hues(settings).items():
         # hues of two classes are a third of the circle apart

@@ -170,7 +170,7 @@ def test_an_image_travels_as_small_as_it_can_and_is_resized_once(short_side, tra
     assert torch.equal(view.weak(), resized.flip(-1))
 
 
-def test_sending_a_view_to_another_process_leaves_the_memory_of_the_image_where_it_is():
+def test_sending_a_view_to_another_process_does_not_move_the_image_to_shared_memory():
     sample = square_sample()
     view = view_of(sample, short_sides=[80])
     sent = ForkingPickler.dumps(view)  # as queues of loader processes do
@@ -207,7 +207,7 @@ def test_a_box_that_leaves_the_view_takes_its_mask_along():
     assert view.drawn.present.tolist() == [False]
 
 
-def test_without_drawn_masks_views_are_what_they_were_with_them():
+def test_views_do_not_depend_on_drawn_masks():
     plain, drawn = (
         view_of(square_sample(), seed=3, flip=0.5),
         view_of(with_drawn(square_sample()), seed=3, flip=0.5),

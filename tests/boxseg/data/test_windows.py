@@ -26,7 +26,7 @@ def sample_of(*boxes, height=200, width=300):
     "box", [(100, 80, 140, 100), (0, 0, 6, 9), (292, 190, 300, 200), (10, 5, 290, 190)]
 )
 @pytest.mark.parametrize("shift", [(0.5, 0.5), (0.0, 1.0)])
-def test_the_longer_side_gets_the_wanted_size_and_the_box_lies_in_the_window(box, shift):
+def test_the_longer_side_gets_the_wanted_size_and_the_box_is_inside_the_window(box, shift):
     sample = sample_of(box)
     window = place_window(sample.boxes[0], (200, 300), side=160, object_size=96, shift=shift)
     view, kept = cut_window(sample, window)

@@ -118,7 +118,7 @@ def test_a_run_whose_best_checkpoint_is_lost_takes_the_best_of_those_that_are_th
     assert (again, reporter.best) == (progress, (end, SCRIPT[end]))
 
 
-def test_a_run_that_is_left_without_any_evaluation_has_no_best_until_the_next_one(
+def test_a_run_that_lost_its_only_evaluation_has_no_best_until_the_next_one(
     train, tmp_path, monkeypatch
 ):
     train(tmp_path, MASK_AP, stop_at=3)
@@ -133,10 +133,10 @@ def test_a_run_that_is_left_without_any_evaluation_has_no_best_until_the_next_on
     assert progress.best_step == 5
 
 
-def test_a_run_that_goes_on_before_a_damaged_best_checkpoint_has_the_best_of_before(
+def test_a_run_resumed_from_before_a_damaged_best_checkpoint_has_the_best_until_then(
     train, tmp_path
 ):
-    """The best one until then must not go with the damaged one."""
+    """The best checkpoint until then must not be removed with the damaged one."""
     train(tmp_path, LEAST_FILL, stop_at=4)
     checkpoints = tmp_path / "checkpoints"
     (checkpoint.folder_of(checkpoints, 4) / "state.pt").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Checkpoints appear whole, are found again, also in a copy, and say so when they are damaged."""
+"""Checkpoints appear whole, are found again, also in a copy, and are refused when they are damaged."""
 
 import errno
 import json
@@ -47,7 +47,7 @@ def save(folder, step, **about):
 
 
 @pytest.mark.parametrize("first", [1, 99_999_998])
-def test_pointers_move_and_all_steps_go_but_the_best_and_the_last_two(tmp_path, first):
+def test_links_move_and_only_the_best_and_the_last_two_steps_are_kept(tmp_path, first):
     steps = range(first, first + 4)  # from step 100,000,000 on names have a digit more
     folders = [evaluated(tmp_path, step, best_step=first) for step in steps]
     assert [folder.exists() for folder in folders] == [True, False, True, True]
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, name
 
 
 def kill_at(stage, folder):
-    """Write step 2 in another process, which is killed on the way."""
+    """Write step 2 in another process, which is killed while it writes."""
 
     def die(*arguments, **others):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -133,13 +133,13 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
     ] == ["step-00000001"]
 
 
-def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
+def test_a_vanished_folder_is_named_and_not_created_again(tmp_path):
     with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
         write(tmp_path / "unmounted" / "checkpoints", 1)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_vanishes_before_its_checkpoint_counts_is_named(tmp_path):
+def test_a_folder_that_vanishes_before_its_checkpoint_is_complete_is_named(tmp_path):
     with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
         checkpoint.publish(tmp_path / "unmounted", tmp_path / "unmounted" / "step-00000001")
 
@@ -172,7 +172,7 @@ def evaluated(folder, step, best_step):
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_whole(
+def test_a_copy_has_its_newest_and_best_checkpoints_and_the_next_one_restores_the_links(
     tmp_path, way
 ):
     original, copy = tmp_path / "original", tmp_path / "copy"
@@ -195,7 +195,7 @@ def test_in_a_copy_the_newest_and_the_best_are_found_and_the_next_one_makes_it_w
 
 
 @pytest.mark.parametrize("last", ["gone", "empty", "text"])
-def test_without_a_sound_pointer_nothing_starts_over_and_nothing_sound_is_removed(tmp_path, last):
+def test_a_broken_link_neither_restarts_training_nor_removes_sound_checkpoints(tmp_path, last):
     for step in (2, 4):
         evaluated(tmp_path, step, best_step=step)
     (tmp_path / "last").unlink()
@@ -207,7 +207,7 @@ def test_without_a_sound_pointer_nothing_starts_over_and_nothing_sound_is_remove
     assert checkpoint.find_checkpoint_damage(newest) is None
 
 
-def test_the_best_is_found_where_a_kill_came_before_its_link(tmp_path):
+def test_the_best_is_found_even_if_a_kill_came_before_its_link(tmp_path):
     evaluated(tmp_path, 2, best_step=2)
     better = write(tmp_path, 4, evaluated=4, best_step=4)
     assert (tmp_path / "best").readlink().name == "step-00000002"
@@ -246,7 +246,7 @@ def test_a_copy_without_links_warns_that_the_newest_checkpoint_may_have_been_the
     assert f"{newest / 'about.json'} cannot be read, and may have been the best" in caplog.text
 
 
-def test_where_the_disk_knows_no_links_the_folders_serve_alone(tmp_path, monkeypatch):
+def test_folders_are_enough_on_a_disk_without_links(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")  # as exFAT does
 
@@ -265,7 +265,7 @@ def test_a_run_that_has_not_been_evaluated_has_no_best_checkpoint(tmp_path):
     assert checkpoint.find_best(tmp_path / "nowhere") is None
 
 
-def test_damaged_later_steps_go_as_they_come_anew(tmp_path):
+def test_damaged_later_steps_are_removed_and_written_again(tmp_path):
     for step in (2, 4):
         evaluated(tmp_path, step, best_step=step)
     (tmp_path / "step-00000004" / "state.pt").write_bytes(b"short")
@@ -308,7 +308,7 @@ def test_a_changed_description_is_damage(tmp_path, change):
 @pytest.mark.parametrize(
     "content", ["", "[]", "null", "5", '"text"', "{}", '{"step": "2", "sha256": {}}', "[" * 10_000]
 )
-def test_a_description_that_is_none_is_damage(tmp_path, content):
+def test_an_unreadable_description_is_damage(tmp_path, content):
     newest = save(tmp_path, 2)
     (newest / "about.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"about\.json is damaged: .*; put a copy back"):
@@ -317,7 +317,7 @@ def test_a_description_that_is_none_is_damage(tmp_path, content):
 
 @pytest.mark.parametrize("sums", ["[]", "5", '{"about.json": 5}'])
 @pytest.mark.parametrize("step", ["null", '"two"', "2.5"])
-def test_a_description_with_wrong_types_is_damage_wherever_it_lies(tmp_path, step, sums):
+def test_a_description_with_wrong_types_is_damage_in_any_folder(tmp_path, step, sums):
     before = save(tmp_path, 1)
     for name in ("last", "best"):
         (tmp_path / name).unlink(missing_ok=True)
@@ -327,7 +327,7 @@ def test_a_description_with_wrong_types_is_damage_wherever_it_lies(tmp_path, ste
 
 
 @pytest.mark.parametrize("name", ["about.json", "student.safetensors"])
-def test_nobody_waits_for_a_pipe_in_a_checkpoint(tmp_path, name):
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, name):
     before, newest = (save(tmp_path, step) for step in (1, 2))
     (newest / name).unlink()
     os.mkfifo(newest / name)

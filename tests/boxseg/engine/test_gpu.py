@@ -1,4 +1,4 @@
-"""What a GPU has to show: the numbers of the CPU, no needless waits, checkpoints that move both ways."""
+"""What a GPU must do: give the numbers of the CPU, wait no more than needed, exchange checkpoints with the CPU."""
 
 import math
 import warnings
@@ -47,7 +47,7 @@ def steps(folder, device, method, count=3, scenario=SMALL, **over):
 
 
 @pytest.mark.parametrize("method", ["boxinst", "supervised", "qam", "full"])
-def test_losses_of_a_step_are_those_of_the_cpu(tmp_path, method):
+def test_losses_of_a_step_equal_those_of_the_cpu(tmp_path, method):
     found = {device: steps(tmp_path, device, method, **FP32)[2] for device in ("cuda", "cpu")}
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3, abs=1e-4)
 
@@ -86,7 +86,7 @@ def test_bf16_is_finite_and_near_fp32(tmp_path, method, channels_last):
 
 
 @pytest.mark.parametrize("way", [("cuda", "cpu"), ("cpu", "cuda")], ids=["to_cpu", "to_gpu"])
-def test_a_checkpoint_goes_on_on_the_other_device(tmp_path, way):
+def test_a_checkpoint_can_be_resumed_on_the_other_device(tmp_path, way):
     before, after = way
     settings = {"solver": {"optimizer": "adamw", "lr": 1e-4}, **FP32}
     trainer, batch, _ = steps(tmp_path, before, "full", **settings)
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
-def test_evaluation_prediction_and_labels_are_those_of_the_cpu(tmp_path):
+def test_evaluation_prediction_and_labels_equal_those_of_the_cpu(tmp_path):
     trainer, batch, _ = steps(tmp_path, "cuda", "full", fcos={"score_thr": 1e-6}, **FP32)
     assert {"val/mask_ap", "qam/pseudo_iou"} <= set(
         validate(trainer, folder=tmp_path, step=1).metrics

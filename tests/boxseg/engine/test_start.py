@@ -1,4 +1,4 @@
-"""Runs that start from trained weights: what is taken over, what begins anew, and what is refused."""
+"""Runs that start from trained weights: what is taken over, what starts from scratch, and what is refused."""
 
 import shutil
 
@@ -84,7 +84,7 @@ def test_rows_follow_the_names_of_classes(tiny_config):
         assert torch.equal(now[name][1], fresh[name][1])
 
 
-def test_as_many_other_classes_are_no_common_classes(tiny_config):
+def test_an_equal_number_of_other_classes_does_not_make_them_common(tiny_config):
     before, after = (build_network(tiny_config(), num_classes=2) for _ in range(2))
     report = take_over(
         after, TrainedWeights("before", before.state_dict(), ["cat", "dog"]), ["hen", "cow"]
@@ -134,7 +134,7 @@ def test_weights_of_which_nothing_fits_are_refused_and_change_nothing(tiny_confi
     assert all(torch.equal(value, fresh[name]) for name, value in network.state_dict().items())
 
 
-def test_what_cannot_be_read_is_refused(tiny_config, trained, tmp_path):
+def test_unreadable_weights_are_refused(tiny_config, trained, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(DataError, match=r"text.pt: cannot be read as a state dict"):
         check_start(tiny_config(), tmp_path / "text.pt")
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_refused(tiny_config, trained, tmp_path):
     check_start(tiny_config(), trained)
 
 
-def test_a_run_that_goes_on_does_not_load_the_start_again(run, trained, tmp_path):
+def test_a_resumed_run_does_not_load_the_start_again(run, trained, tmp_path):
     start = shutil.copytree(trained, tmp_path / "start", symlinks=True)
     whole, _ = run(tmp_path / "whole", model={"start_from": start})
     run(tmp_path / "parts", stop_at=2, model={"start_from": start})

@@ -147,7 +147,7 @@ def test_a_last_step_that_was_saved_without_an_evaluation_is_evaluated(run, tmp_
     assert checkpoint.load_about(tmp_path / "stopped/checkpoints/last")["evaluated"] == 3
 
 
-def test_a_resumed_run_tells_again_of_the_evaluation_that_it_goes_on_from(run, tmp_path):
+def test_a_resumed_run_reports_the_evaluation_of_its_checkpoint_again(run, tmp_path):
     run(tmp_path, stop_at=5, train={"eval_every": 2})
     _, reporter = run(tmp_path, train={"eval_every": 2})
     assert [(report.step, report.is_repeated) for report in reporter.evals] == [
@@ -170,7 +170,7 @@ def copy_of(folder, tmp_path):
     ("method", "evaluated", "labelled"),
     [("full", "both", True), ("full", "teacher", True), ("boxinst", "both", False)],
 )
-def test_panels_show_what_the_teacher_says_where_there_is_one(
+def test_panels_show_the_teachers_masks_where_there_is_a_teacher(
     tiny_config, data_root, tmp_path, monkeypatch, method, evaluated, labelled
 ):
     drawn = []
@@ -198,7 +198,7 @@ def test_best_and_last_checkpoints_and_panels_are_left_behind(finished):
 @pytest.mark.parametrize(
     "broken", ["draw_panels", "PseudoMaskWatcher.rows", "draw_evaluation", None]
 )
-def test_pictures_do_not_decide_over_the_end_of_a_run(
+def test_a_failing_picture_does_not_fail_the_run(
     run, tmp_path, data_root, tiny_config, monkeypatch, caplog, broken
 ):
     def fail(*args, **kwargs):
@@ -382,7 +382,7 @@ def test_the_parts_of_a_batch_add_up_to_the_mean_over_its_images(tiny_config, da
             torch.testing.assert_close(value.grad, expected[name], msg=name)
 
 
-def test_what_was_evaluated_before_a_failing_step_is_kept_and_reported(
+def test_an_evaluation_before_a_failing_step_is_kept_and_reported(
     tiny_config, data_root, tmp_path, recorder, monkeypatch
 ):
     def fail(trainer, batch, step):

@@ -1,4 +1,4 @@
-"""Files of detections that mean another thing than they say are refused or told, not scored in silence."""
+"""Files of detections that do not mean what they say are refused or reported, not scored in silence."""
 
 import json
 
@@ -40,7 +40,7 @@ def read(data, tmp_path):
     return call
 
 
-def test_results_as_they_should_be_are_read_without_a_word(read, caplog):
+def test_sound_results_are_read_without_a_warning(read, caplog):
     (found,) = read([entry(box, score=0.9 - i / 10) for i, box in enumerate(BOXES)])
     assert found.boxes_xywh.tolist() == BOXES
     assert not caplog.messages
@@ -87,7 +87,7 @@ def test_run_lengths_that_are_counted_along_the_rows_are_refused(read):
         read(entries)
 
 
-def test_masks_away_from_their_boxes_are_told(read, caplog):
+def test_masks_away_from_their_boxes_are_reported(read, caplog):
     entries = [entry(box, score=0.9) for box in BOXES]
     first, second = (each["bbox"] for each in entries)
     entries[0]["bbox"], entries[1]["bbox"] = second, first
@@ -95,23 +95,23 @@ def test_masks_away_from_their_boxes_are_told(read, caplog):
     assert "2 of 2 masks are away from their boxes" in caplog.text
 
 
-def test_loose_boxes_are_a_detector_s_own_affair(read, caplog):
+def test_loose_boxes_of_a_detector_are_accepted(read, caplog):
     entries = [entry(box, score=0.9) for box in BOXES]
     entries[0]["bbox"] = [0, 0, 60, 40]
     assert read(entries)[0].boxes_xywh[0].tolist() == [0, 0, 60, 40]
 
 
-def test_detections_that_are_there_twice_are_told(read, caplog):
+def test_repeated_detections_are_reported(read, caplog):
     read([entry(box, score=0.9) for box in BOXES] * 2)
     assert "2 of 4 entries repeat another" in caplog.text
 
 
-def test_a_file_without_scores_is_told(read, caplog):
+def test_a_file_without_scores_is_reported(read, caplog):
     read([entry(box) for box in BOXES])
     assert "no entry has a score" in caplog.text
 
 
-def test_classes_that_are_counted_differently_are_told(read, caplog):
+def test_classes_that_are_counted_differently_are_reported(read, caplog):
     read([entry(box, category_id=2, score=0.9) for box in BOXES])
     assert "2 of 2 objects are only found as another class" in caplog.text
     caplog.clear()
@@ -127,7 +127,7 @@ def detections_of_classes(names):
     return {"images": images, "annotations": entries, "categories": categories}
 
 
-def test_classes_that_the_data_has_not_are_left_out(read, caplog):
+def test_classes_that_the_data_lacks_are_left_out(read, caplog):
     (found,) = read(detections_of_classes(["cat", "bird"]))
     assert found.labels.tolist() == [0]
     assert "1 classes of the file are not in these data and are left out: bird" in caplog.text
@@ -137,7 +137,7 @@ def test_classes_that_the_data_has_not_are_left_out(read, caplog):
     )
 
 
-def test_a_file_none_of_whose_classes_is_of_the_data_is_refused(read):
+def test_a_file_without_any_class_of_the_data_is_refused(read):
     with pytest.raises(DataError, match=r"an entry has category id 1, which .* lacks"):
         read(detections_of_classes(["fish", "bird"]))
 

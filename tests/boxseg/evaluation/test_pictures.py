@@ -72,7 +72,7 @@ def test_the_last_evaluation_leaves_tables_and_pictures(data, results, scores, t
     assert np.mean(means) == pytest.approx(scores.metrics["mask_ap"], abs=1e-4)
 
 
-def test_the_legend_of_precision_and_recall_covers_no_line_and_boxes_are_called_so(data, scores):
+def test_the_legend_of_precision_and_recall_covers_no_line_and_names_boxes(data, scores):
     figure = draw_precision_recall(scores, data.class_names)
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["masks", "boxes"]
@@ -80,7 +80,7 @@ def test_the_legend_of_precision_and_recall_covers_no_line_and_boxes_are_called_
         assert axes.get_legend().get_window_extent().y1 <= axes.get_window_extent().y0
 
 
-def test_numbers_hide_neither_small_masks_nor_one_another():
+def test_numbers_cover_neither_small_masks_nor_one_another():
     masks = np.zeros((4, 100, 100), dtype=bool)
     masks[0, 10:90, 10:90] = True
     masks[1, 14:60, 14:60] = True  # its number would stand in that of the first

@@ -88,7 +88,7 @@ def test_boxes_without_masks_give_no_mask_ap(data, perfect, tmp_path):
     assert fit["box_tightness"] > 0.95
 
 
-def test_where_nothing_is_found_no_box_is(data, perfect):
+def test_box_recall_is_zero_where_nothing_is_found(data, perfect):
     nothing = [
         replace(
             each,

@@ -141,7 +141,7 @@ def test_objects_are_found_once_and_whole(original_size):
     assert_same(tiled, whole)
 
 
-def test_a_weak_view_of_a_whole_does_not_replace_what_others_have_cut():
+def test_a_weak_detection_of_a_whole_object_does_not_replace_its_parts():
     patches = [(40, 20, 150, 60)]  # the first tile cuts it at 128, the second one at 96
     batch = make_batch(patches, (100, 224))
     (found,) = find(ColorNetwork(scores={1: 0.1}), batch, side=SIDE)
@@ -152,7 +152,7 @@ def test_a_weak_view_of_a_whole_does_not_replace_what_others_have_cut():
     assert float(found.scores[0]) > 2 * float(found.scores[1])
 
 
-def test_memory_is_bounded_whatever_the_image():
+def test_memory_is_bounded_for_images_of_any_size():
     network = ColorNetwork()
     for size in ((500, 900), (2000, 100), (128, 4000)):
         find(network, make_batch([(10, 10, 40, 40)], size), side=SIDE, at_once=3)
@@ -161,7 +161,7 @@ def test_memory_is_bounded_whatever_the_image():
     assert {shape[2:] for shape in network.shapes} == {(128, 128)}
 
 
-def test_images_that_fit_in_a_tile_are_found_as_they_are_without(trained_run):
+def test_images_that_fit_in_a_tile_give_the_same_as_without_tiles(trained_run):
     predictor = Predictor(trained_run.checkpoint)
     generator = torch.Generator().manual_seed(0)
     images = [

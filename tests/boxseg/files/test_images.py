@@ -28,7 +28,7 @@ def pictures(*sides):
         ("stereo.mpo", (16, 16), 1),
     ],
 )
-def test_pages_and_frames_are_counted_and_the_first_stays(tmp_path, name, sides, pages):
+def test_pages_and_frames_are_counted_and_the_first_is_kept(tmp_path, name, sides, pages):
     first, *others = pictures(*sides)
     first.save(tmp_path / name, save_all=True, append_images=others)
     with Image.open(tmp_path / name) as picture:

@@ -1,4 +1,4 @@
-"""Damage of JPEG files is found, and nothing that others print is lost meanwhile."""
+"""Damage of JPEG files is found, and nothing that other threads print is lost meanwhile."""
 
 import os
 
@@ -8,7 +8,7 @@ from PIL import Image
 from boxseg.files import jpeg
 
 
-def test_what_others_print_meanwhile_is_printed_after(tmp_path, capfd):
+def test_what_others_print_meanwhile_is_printed_afterwards(tmp_path, capfd):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()

@@ -1,4 +1,4 @@
-"""Which files of a folder are those of a person."""
+"""Which files of a folder belong to the user."""
 
 import pytest
 
@@ -7,7 +7,9 @@ from boxseg.files.names import OWN_FOLDERS, names_below
 
 @pytest.mark.parametrize("files", OWN_FOLDERS)
 @pytest.mark.parametrize("place", [".", "labels/photos"])
-def test_pictures_that_an_earlier_command_wrote_are_none_of_a_data_set(tmp_path, files, place):
+def test_pictures_written_by_an_earlier_command_do_not_belong_to_a_data_set(
+    tmp_path, files, place
+):
     for folder in OWN_FOLDERS[files]:
         names = [f"{folder}/a.png", f"{place}/{folder}/crops/b.png", "a.png"]
         for name in names + [f"{place}/{file}" for file in files]:
@@ -20,7 +22,7 @@ def test_pictures_that_an_earlier_command_wrote_are_none_of_a_data_set(tmp_path,
     assert found == {"a.png", *beside}
 
 
-def test_a_folder_of_a_person_is_no_drawn_one_for_its_name_alone(tmp_path):
+def test_a_users_folder_is_not_skipped_for_its_name_alone(tmp_path):
     for name in ("labels.jsonl", "metrics.jsonl", "yolo/images/a.png", "samples/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -9,7 +9,7 @@ import pytest
 from boxseg.files.prints import take_prints
 
 
-def test_a_copy_has_the_same_print_and_a_change_of_some_places_another(tmp_path: Path):
+def test_a_copy_has_the_same_print_and_a_changed_file_another(tmp_path: Path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     contents = {"short": b"x", "none": b"", "long": bytes(range(256)) * 4}
@@ -30,14 +30,14 @@ def test_a_copy_has_the_same_print_and_a_change_of_some_places_another(tmp_path:
         assert {name for name in names if after[name] != before[name]} == {"long"}
 
 
-def test_what_is_no_file_has_none_and_a_pipe_is_not_waited_for(tmp_path: Path):
+def test_only_files_have_a_print_and_a_pipe_is_not_waited_for(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     assert take_prints(tmp_path, ["folder", "pipe", "gone", "nul\0"]) == {}
 
 
 @pytest.mark.parametrize(("count", "chosen"), [(0, ""), (3, "012"), (4, "02"), (7, "036")])
-def test_of_many_files_some_are_looked_at(tmp_path: Path, count: int, chosen: str):
+def test_only_some_of_many_files_are_looked_at(tmp_path: Path, count: int, chosen: str):
     names = [str(number) for number in range(count)]
     for name in names:
         (tmp_path / name).touch()

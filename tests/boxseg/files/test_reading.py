@@ -67,13 +67,13 @@ def odd(tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "read", [read_bytes, read_text, read_json, read_yaml, plain_file, read_picture]
 )
-def test_what_is_no_plain_file_is_refused_before_it_is_opened(odd, kind, read):
+def test_anything_but_a_plain_file_is_refused_before_it_is_opened(odd, kind, read):
     arguments = (Image.Image.load,) if read is read_picture else (RULE,)
     with pytest.raises(DataError, match=kind):
         read(odd[kind], *arguments)
 
 
-def test_what_cannot_be_read_is_told_in_another_process_too(odd):
+def test_unreadable_files_are_named_in_other_processes_too(odd):
     with pytest.raises(DataError) as told:
         plain_file(odd["a pipe"], RULE)
     assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
@@ -200,7 +200,7 @@ def test_the_first_of_several_pictures_is_read(tmp_path):
         )
 
 
-def test_pipes_among_images_are_told_and_not_waited_for(tmp_path):
+def test_pipes_among_images_are_reported_and_not_waited_for(tmp_path):
     from boxseg.predict.files import read_pictures  # loads torch
 
     os.mkfifo(tmp_path / "a.png")

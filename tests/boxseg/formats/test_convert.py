@@ -197,9 +197,7 @@ def test_broken_files_are_named(tmp_path):
         ),
     ],
 )
-def test_masks_of_voc_that_are_no_numbers_or_differ_in_size_are_named(
-    tmp_path, folder, pixels, told
-):
+def test_masks_of_voc_without_numbers_or_of_another_size_are_named(tmp_path, folder, pixels, told):
     Image.fromarray(pixels.astype(np.uint8)).save(write_voc(tmp_path) / folder / "a.png")
     with pytest.raises(DataError, match=told):
         convert(tmp_path, "voc")
@@ -233,7 +231,7 @@ def test_files_of_sbd_that_hold_something_else_are_named(tmp_path, truth, told):
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "{}"><!ENTITY b "&a;&a;">]>'
 
 
-def test_a_file_of_sbd_that_ends_its_reader_is_named(tmp_path, monkeypatch):
+def test_a_file_of_sbd_that_crashes_its_reader_is_named(tmp_path, monkeypatch):
     root = write_sbd(tmp_path)
     monkeypatch.setattr(sbd, "loadmat", lambda *_, **__: os._exit(139))  # as SciPy at some damage
     with pytest.raises(DataError, match=r"inst/a\.mat: is so damaged .*unpack the archive again"):

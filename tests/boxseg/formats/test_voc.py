@@ -36,7 +36,7 @@ def classes_of_images(root):
     return {image["file_name"]: found[image["id"]] for image in content["images"]}
 
 
-def test_renamed_files_belong_together_whatever_they_name_inside(tmp_path, caplog):
+def test_renamed_files_belong_together_though_they_name_others_inside(tmp_path, caplog):
     for stem in "abc":
         add_picture(tmp_path, f"{stem}.png")
     add_annotation(tmp_path, "a.xml", "b.png", "cat")
@@ -48,7 +48,7 @@ def test_renamed_files_belong_together_whatever_they_name_inside(tmp_path, caplo
     assert "a.xml names b.png, and a.png is taken" in message
 
 
-def test_the_name_inside_counts_where_no_image_is_called_like_the_file(tmp_path, caplog):
+def test_the_name_inside_counts_where_no_image_has_the_name_of_the_file(tmp_path, caplog):
     add_picture(tmp_path, "photo 7.png")
     add_annotation(tmp_path, "000001.xml", "C:\\\\photos\\photo 7.png")
     assert classes_of_images(tmp_path) == {"photo 7.png": ["cat"]}
@@ -77,7 +77,7 @@ def test_images_without_an_annotation_file_are_counted(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("ending", ["xml", "XML"])
-def test_annotations_beside_their_images_make_a_folder_one_of_voc(tmp_path, ending):
+def test_a_folder_with_annotations_beside_its_images_is_read_as_voc(tmp_path, ending):
     add_picture(tmp_path, "a.png")
     add_annotation(tmp_path, "a.xml", "a.png")
     (tmp_path / "Annotations/a.xml").rename(tmp_path / f"JPEGImages/a.{ending}")
@@ -99,7 +99,7 @@ def test_splits_of_a_tool_stay_apart_and_share_their_classes(tmp_path):
     assert list(convert(tmp_path, "voc")) == ["all"]
 
 
-def test_files_that_are_called_as_splits_are_none(tmp_path):
+def test_files_named_like_splits_are_not_taken_for_splits(tmp_path):
     for stem in ("train", "test"):  # as photographs of a train may be
         add_picture(tmp_path, f"{stem}.jpg")
         add_annotation(tmp_path, f"{stem}.xml", f"{stem}.jpg")

@@ -131,7 +131,7 @@ def test_images_outside_the_folder_are_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/content/set-1/images/train", r"C:\set\images\train"])
-def test_a_path_of_another_machine_is_told_with_its_end_that_is_here(folder, path):
+def test_a_path_from_another_machine_is_reported_with_the_part_that_exists_here(folder, path):
     (folder / "data.yaml").write_text(f"names: [cat, dog]\ntrain: {path}\n")
     with pytest.raises(DataError, match=r"data\.yaml names; images/train is there"):
         convert(folder, "yolo")
@@ -192,7 +192,7 @@ def test_a_pipe_is_not_waited_for(folder, place, caplog):
         (f"names: [a]\ntrain: {'n' * 300}", "File name too long"),
     ],
 )
-def test_what_is_wrong_with_a_yaml_is_told(folder, text, told):
+def test_faults_of_a_yaml_file_are_named(folder, text, told):
     (folder / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=rf"data\.yaml: .*{told}.*; it needs `names`"):
         convert(folder, "yolo")
@@ -204,13 +204,13 @@ def test_classes_are_named_as_written(folder):
     assert [each["name"] for each in split.content["categories"]] == ["no", "1e3"]
 
 
-def test_pixels_are_no_shares(folder):
+def test_pixels_are_not_taken_for_fractions(folder):
     (folder / "labels/train/a.txt").write_text("0 20 10 10 5\n")
     with pytest.raises(DataError, match=r"a\.txt:1: 20 is no share of width or height"):
         convert(folder, "yolo")
 
 
-def test_masks_survive_the_way_to_yolo_and_back(trained_run, tmp_path):
+def test_masks_survive_a_round_trip_through_yolo(trained_run, tmp_path):
     original = json.loads(trained_run.val.annotations.read_text())
     write_yolo(original, trained_run.val.images, tmp_path / "yolo")
     splits = convert(tmp_path / "yolo", "yolo")
@@ -251,7 +251,7 @@ def listed(folder: Path, split: str) -> set[str]:
     return set((folder / f"yolo/{split}.txt").read_text().split())
 
 
-def test_folders_of_images_tell_what_to_validate_on_and_do_not_nest(tmp_path):
+def test_folders_of_images_decide_what_to_validate_on_and_do_not_nest(tmp_path):
     names = ("images/train/a.png", "images/val/b.png", "images/test/c.png")
     assert write_named(tmp_path, *names) == {"train": 1, "val": 1, "test": 1}
     assert listed(tmp_path, "val") == {"./images/val/b.png"}
@@ -262,7 +262,7 @@ def test_folders_of_images_tell_what_to_validate_on_and_do_not_nest(tmp_path):
     assert not (tmp_path / "yolo/images/images").exists()
 
 
-def test_no_image_is_trained_and_validated_on_and_most_stay_where_they_were(tmp_path):
+def test_no_image_is_both_trained_and_validated_on_and_most_keep_their_split(tmp_path):
     names = [f"{number}.png" for number in range(50)]
     assert write_named(tmp_path, *names) == {"train": 40, "val": 10}
     train, val = listed(tmp_path, "train"), listed(tmp_path, "val")
@@ -317,7 +317,9 @@ def test_a_name_with_a_line_break_is_refused_as_lists_hold_a_name_a_line(tmp_pat
         write_named(tmp_path, "a\nb.png", "c.png")
 
 
-def test_linked_folders_of_images_are_read_and_links_in_a_circle_end(folder, tmp_path):
+def test_linked_folders_of_images_are_read_and_circular_links_are_not_followed_for_ever(
+    folder, tmp_path
+):
     (folder / "images/train").rename(tmp_path / "elsewhere")
     (folder / "images/train").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/again").symlink_to(folder / "images")
@@ -335,7 +337,7 @@ def test_an_image_that_a_list_names_twice_is_taken_once(folder):
     assert (len(content["images"]), len(content["annotations"])) == (2, 3)
 
 
-def test_a_label_file_that_two_images_share_is_told(folder, caplog):
+def test_a_label_file_shared_by_two_images_is_reported(folder, caplog):
     Image.new("RGB", (40, 20)).save(folder / "images/train/a.jpg")
     convert(folder, "yolo")
     (message,) = caplog.messages
@@ -358,14 +360,14 @@ def test_triangles_at_the_lower_edge_are_outlines(folder, caplog):
 
 
 @pytest.mark.parametrize("track_id", [2, 12])
-def test_a_track_id_that_is_no_share_is_called_so(folder, track_id):
+def test_a_track_id_beyond_1_is_named_as_such(folder, track_id):
     triangle = "0 0.5 0.5 0.2 0.2 0.9 0.8"
     (folder / "labels/val/b.txt").write_text(f"{triangle}\n1 0.5 0.5 0.2 0.2 0.9 {track_id}\n")
     with pytest.raises(DataError, match=rf"b.txt:2: it ends in {track_id}, .*perhaps a track id"):
         convert(folder, "yolo")
 
 
-def test_boxes_with_a_confidence_and_a_track_id_are_told_among_outlines(folder, caplog):
+def test_boxes_with_a_confidence_and_a_track_id_are_reported_among_outlines(folder, caplog):
     outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
     track = "1 0.5 0.5 0.2 0.2 0.9 1"
     triangle = "1 0.5 0.5 0.2 0.2 0.9 0.8"
@@ -378,7 +380,7 @@ def test_boxes_with_a_confidence_and_a_track_id_are_told_among_outlines(folder, 
         )
 
 
-def test_what_macs_write_beside_files_is_no_part_of_a_data_set(folder, caplog):
+def test_files_that_macs_add_do_not_belong_to_a_data_set(folder, caplog):
     for name in ("._data.yaml", "labels/val/._b.txt", "images/val/._b.png"):
         (folder / name).write_bytes(b"\x00\x05\x16\x07\xff")
     (folder / "data.yaml").rename(folder / "names.yaml")
@@ -395,7 +397,7 @@ def test_a_data_set_that_was_copied_is_read_from_its_own_folder(folder, tmp_path
     assert convert(copy, "yolo")["val"].images == copy
 
 
-def test_a_count_of_classes_that_differs_from_their_names_is_told(folder, caplog):
+def test_a_count_of_classes_that_differs_from_their_names_is_reported(folder, caplog):
     layout = (folder / "data.yaml").read_text()
     (folder / "data.yaml").write_text(f"nc: 2\n{layout}")
     convert(folder, "yolo")
@@ -407,7 +409,7 @@ def test_a_count_of_classes_that_differs_from_their_names_is_told(folder, caplog
 
 @pytest.mark.parametrize("ending", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_of_turned_pictures_survive_the_way_to_yolo_and_back(tmp_path, orientation, ending):
+def test_boxes_of_turned_pictures_survive_a_round_trip_through_yolo(tmp_path, orientation, ending):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (40, 20)).save(tmp_path / f"a.{ending}", exif=exif)
@@ -430,14 +432,14 @@ def test_boxes_of_turned_pictures_survive_the_way_to_yolo_and_back(tmp_path, ori
     assert back["bbox"] == pytest.approx([2, 3, 8, 4], abs=1e-3)
 
 
-def test_classes_that_look_counted_from_1_are_told(folder, caplog):
+def test_classes_that_look_counted_from_1_are_reported(folder, caplog):
     for path in folder.glob("labels/*/*.txt"):
         path.write_text("1 0.5 0.5 0.2 0.2\n")
     convert(folder, "yolo")
     assert any("no object is of class 0" in each for each in caplog.messages)
 
 
-def test_outlines_most_of_which_end_as_track_ids_do_are_told(folder, caplog):
+def test_outlines_that_mostly_end_like_track_ids_are_reported(folder, caplog):
     outline = "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5"
     for tracks, is_told in ((2, True), (1, False)):
         caplog.clear()
@@ -461,7 +463,7 @@ def test_a_label_file_belongs_to_its_image_however_its_accents_are_stored(folder
     assert not caplog.messages
 
 
-def test_an_image_in_two_splits_is_told(folder, caplog):
+def test_an_image_in_two_splits_is_reported(folder, caplog):
     # as where train is the folder above val
     (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images\nval: images/val\n")
     splits = convert(folder, "yolo")

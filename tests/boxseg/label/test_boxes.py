@@ -109,7 +109,7 @@ def test_images_of_several_sizes_are_labelled_together_as_alone(predictor, image
 
 
 def shares_of_quarters(mask, box):
-    """Of the upper left, upper right, lower left, lower right quarter."""
+    """Share of set pixels in the upper left, upper right, lower left and lower right quarter."""
     x1, y1, x2, y2 = box.int().tolist()
     middle, half = (x1 + x2) // 2, (y1 + y2) // 2
     parts = [
@@ -131,7 +131,7 @@ def test_candidates_of_a_close_up_and_its_mirror_image_make_the_mask(predictor, 
     assert found.num_candidates.tolist() == [2]
 
 
-def test_boxes_without_candidates_get_the_nearest_and_then_what_colours_tell(
+def test_boxes_without_candidates_get_the_nearest_one_and_then_what_colours_suggest(
     predictor, monkeypatch
 ):
     picture = torch.full((3, 64, 64), 60, dtype=torch.uint8)
@@ -154,7 +154,7 @@ def test_a_mask_fits_its_box_as_far_as_it_reaches():
     assert box_fits(cut_masks(masks.numpy()), boxes).tolist() == [1.0, 0.5, 0.0]
 
 
-def test_pixels_of_a_box_have_their_middle_in_it_and_are_one_at_least():
+def test_pixels_of_a_box_have_their_centre_in_it_and_there_is_at_least_one():
     inside = pixels_inside(
         torch.tensor([[1.0, 2, 3, 5], [0.6, 0.6, 0.9, 2.4], [5, 5, 5, 9]]), (6, 6)
     )
@@ -188,7 +188,7 @@ def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, monkeypatch):
     assert min(shares[1:]) > 0.7
 
 
-def test_close_ups_that_do_not_fit_in_memory_together_are_looked_at_in_parts(
+def test_close_ups_that_do_not_fit_in_memory_together_are_processed_in_parts(
     predictor, image, monkeypatch
 ):
     boxes = torch.tensor([[4.0, 6, 34, 36], [10, 10, 40, 40], [20, 5, 50, 35]])
@@ -221,7 +221,7 @@ def test_boxes_are_shown_larger_where_the_image_has_the_pixels(side, closer, sho
     assert side * window.size[1] / window.width == pytest.approx(shown, rel=0.01)
 
 
-def test_curves_of_one_colour_that_cross_are_told_to_be_doubtful(predictor):
+def test_crossing_curves_of_one_colour_are_marked_as_doubtful(predictor):
     picture = np.full((96, 96, 3), 160, dtype=np.uint8)
     cv2.line(picture, (12, 12), (80, 80), (40, 40, 40), 6)
     alone = label_boxes(predictor, picture, torch.tensor([[9.0, 9, 84, 84]]))

@@ -31,19 +31,19 @@ def settle(image: np.ndarray, *boxes: tuple[int, int, int, int]) -> list[int]:
     return [settled[row].area for row in range(len(boxes))]
 
 
-def test_what_lies_on_an_object_is_taken_out_of_it():
+def test_an_object_lying_on_another_is_cut_out_of_it():
     image = picture((SQUARE, RED), (INSIDE, GREEN))
     assert settle(image, SQUARE, INSIDE) == [40 * 40 - 20 * 20, 20 * 20]
     assert settle(image, INSIDE, SQUARE) == [20 * 20, 40 * 40 - 20 * 20]
 
 
-def test_what_lies_on_an_object_but_for_its_blurred_outline_is_taken_out_of_it():
+def test_an_object_lying_on_another_with_a_blurred_outline_is_cut_out_of_it():
     poking_out = (20, 9, 40, 29)
     image = picture((SQUARE, RED), (poking_out, GREEN), ((20, 9, 40, 10), GREY))
     assert settle(image, SQUARE, poking_out) == [40 * 40 - 19 * 20, 20 * 20]
 
 
-def test_an_object_that_lies_half_on_another_keeps_what_has_its_colour():
+def test_an_object_lying_half_on_another_keeps_the_pixels_of_its_colour():
     in_front = picture((SQUARE, RED), (CORNER, GREEN))
     assert settle(in_front, SQUARE, CORNER) == [40 * 40 - 10 * 10, 20 * 20]
     behind = picture((CORNER, GREEN), (SQUARE, RED))

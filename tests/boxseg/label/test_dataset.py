@@ -93,7 +93,7 @@ def test_masks_of_a_file_come_through_unchanged_in_every_format(data, drawn, tmp
             )
 
 
-def test_a_killed_run_goes_on_to_the_same_files(data, drawn, tmp_path):
+def test_labelling_after_a_kill_ends_with_the_same_files(data, drawn, tmp_path):
     label_all(data, drawn, tmp_path / "whole")
     label_all(data, drawn, tmp_path / "torn")
     journal = tmp_path / "torn" / JOURNAL
@@ -185,7 +185,7 @@ def test_a_box_without_area_gets_an_empty_mask(data, tmp_path, bbox):
     assert not decode_segmentation(first["segmentation"], (64, 64)).any()
 
 
-def test_crowds_stay_as_they_are(data, tmp_path):
+def test_crowds_are_left_as_they_are(data, tmp_path):
     def crowd(content):
         content["annotations"][0]["iscrowd"] = 1
 
@@ -294,7 +294,7 @@ def test_a_mask_of_a_file_is_that_of_one_box(tmp_path, boxes, masks, expected):
     assert [part.area or None for part in parts] == sizes
 
 
-def test_per_cents_in_the_place_of_a_quality_are_refused(data, tmp_path):
+def test_percentages_in_place_of_a_quality_are_refused(data, tmp_path):
     first = read(data.source.annotations)["annotations"][0]
     (tmp_path / "results.json").write_text(json.dumps([first | {"score": 85}]))
     with pytest.raises(DataError, match=r"score 85; .*divide percentages by 100"):
@@ -313,7 +313,7 @@ def test_a_file_without_masks_is_refused(data, tmp_path, content):
 @pytest.mark.parametrize(
     ("first", "second"), [("[1]", ""), ("rubbish", ""), ("{}", '{"image": 3}'), ("{}", "rubbish")]
 )
-def test_a_damaged_journal_is_told_with_its_line(tmp_path, first, second):
+def test_a_damaged_journal_is_reported_with_its_line(tmp_path, first, second):
     (tmp_path / JOURNAL).write_text(f"{first}\n{second}\n" if second else f"{first}\n")
     with pytest.raises(DataError, match=rf"labels\.jsonl:{2 if second else 1}: is damaged"):
         Journal(tmp_path, {})

@@ -5,7 +5,7 @@ import pytest
 from boxseg.label.expected import BOX_SPREAD, SET_SPREAD, expect_mean_iou
 
 
-def test_the_expected_mean_is_that_of_the_qualities_and_lies_in_its_interval():
+def test_the_expected_mean_is_that_of_the_qualities_and_within_its_interval():
     found = expect_mean_iou([0.6, 0.8])
     reach = 1.645 * math.hypot(SET_SPREAD, BOX_SPREAD / math.sqrt(2))
     assert (found.mean, found.low) == (pytest.approx(0.7), pytest.approx(0.7 - reach, abs=1e-4))

@@ -63,7 +63,7 @@ def test_an_object_that_fills_the_picture_is_not_taken_for_its_whole_box(rim: in
     assert iou(outline.mask, mask) > 0.93
 
 
-def test_the_network_decides_where_colours_do_not():
+def test_the_network_decides_where_colours_cannot():
     mask = disc(80, 25)
     bitten = mask.copy()
     bitten[:40, :40] = False
@@ -175,7 +175,7 @@ def star(size: int) -> BoolArray:
     return np.hypot(x, y) <= size / 3 * (0.7 + 0.3 * np.cos(5 * np.arctan2(y, x)))
 
 
-def test_where_colours_tell_the_object_a_wrong_network_is_not_heard():
+def test_a_wrong_network_is_ignored_where_colours_show_the_object():
     mask = star(90)
     wrong = np.where(disc(90, 30), 0.999, 0.001)
     outline = find_outline(painted(mask, 60, 160), box_of(mask), wrong)

@@ -61,7 +61,9 @@ def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
 
 
 @pytest.mark.parametrize("width", [1e9, 1e300, float("inf")])
-def test_of_a_box_that_ends_far_outside_its_picture_the_crop_is_what_is_inside(tmp_path, width):
+def test_the_crop_of_a_box_that_ends_far_outside_its_picture_shows_only_the_inside(
+    tmp_path, width
+):
     picture = np.zeros((60, 80, 3), np.uint8)
     place = write_crop(picture, [40.0, 20.0, width, 20.0], tmp_path / "crop.jpg")
     assert place == write_crop(picture, [40.0, 20.0, 40.0, 20.0], tmp_path / "crop.jpg")
@@ -84,7 +86,7 @@ def test_decisions_without_labels_are_refused(tmp_path):
         apply_decisions(tmp_path, tmp_path / "decisions.json", tmp_path)
 
 
-def test_rejected_masks_go_and_accepted_ones_are_marked(data, labels, tmp_path):
+def test_rejected_masks_are_removed_and_accepted_ones_are_marked(data, labels, tmp_path):
     before = read(labels / "labels.coco.json")["annotations"]
     decided = {before[0]["id"]: "reject", before[1]["id"]: "accept"}
     # Without a stamp they could be about any labels.
@@ -124,9 +126,7 @@ def test_labelling_again_keeps_what_was_rejected_out_of_yolo(data, labels, tmp_p
     assert count_lines(labels / "yolo/labels") == len(before)
 
 
-def test_yolo_is_of_the_new_labels_after_a_kill_while_it_is_written(
-    data, labels, tmp_path, monkeypatch
-):
+def test_after_a_kill_during_writing_yolo_has_the_new_labels(data, labels, tmp_path, monkeypatch):
     def die(*_):
         raise KeyboardInterrupt
 
@@ -144,7 +144,7 @@ def test_yolo_is_of_the_new_labels_after_a_kill_while_it_is_written(
     assert count_lines(labels / "yolo/labels") == len(before)
 
 
-def test_decisions_are_not_applied_where_no_image_is(labels, tmp_path):
+def test_decisions_are_not_applied_without_the_images(labels, tmp_path):
     decisions = {"labels": stamp_of(labels), "decisions": {}}
     (tmp_path / "decisions.json").write_text(json.dumps(decisions))
     with pytest.raises(ConfigError, match="name their folder with --images"):
@@ -188,7 +188,7 @@ CLICK = "document.querySelector('%s').click()"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
-def test_buttons_do_what_keys_do_and_all_that_a_filter_shows_is_accepted(
+def test_buttons_do_what_keys_do_and_everything_a_filter_shows_can_be_accepted(
     data, labels, tmp_path, width
 ):
     content = read(labels / "labels.coco.json")
@@ -316,7 +316,7 @@ def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
 @pytest.mark.parametrize(
     "decisions", ["", "[]", '{"x": "accept"}', '{"999999": "accept"}', '{"1": "perhaps"}']
 )
-def test_other_files_are_no_decisions(data, labels, tmp_path, decisions):
+def test_other_files_are_refused_as_decisions(data, labels, tmp_path, decisions):
     stamped = f'{{"labels": "{stamp_of(labels)}", "decisions": {decisions}}}'
     (tmp_path / "decisions.json").write_text(stamped)
     with pytest.raises(DataError, match="decisions are as the review page downloads them"):

@@ -148,7 +148,7 @@ def test_projection_of_the_worked_example():
     )
 
 
-def test_of_equal_largest_values_the_first_gets_the_gradient_of_the_projection():
+def test_the_first_of_equal_largest_values_gets_the_gradient_of_the_projection():
     box = torch.zeros(1, 3, 4, dtype=torch.bool)
     box[0, 1:, 1:3] = True
     probs = torch.tensor(
@@ -157,7 +157,7 @@ def test_of_equal_largest_values_the_first_gets_the_gradient_of_the_projection()
     projection_loss(probs, box).sum().backward()
 
     def slopes(shadow, target):
-        """Of 1 - 2 sum(u v) / (sum(u²) + sum(v²) + 1e-5), by u."""
+        """Derivative of 1 - 2 sum(u v) / (sum(u²) + sum(v²) + 1e-5) by u."""
         size = sum(u * u + v * v for u, v in zip(shadow, target, strict=True)) + 1e-5
         overlap = 2 * sum(u * v for u, v in zip(shadow, target, strict=True))
         return [

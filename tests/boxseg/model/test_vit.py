@@ -25,7 +25,7 @@ def test_the_networks_of_dino_are_plain_and_those_with_stages_are_not():
 
 
 @pytest.mark.parametrize("name", [DINO_V2, DINO_V3])
-def test_every_token_stands_for_its_16_px_of_the_image_whatever_the_patch(vits, name):
+def test_every_token_stands_for_16_px_of_the_image_with_any_patch_size(vits, name):
     embedded = []
     handle = vits[name].vit.patch_embed.register_forward_hook(
         lambda module, inputs, output: embedded.append(output)
@@ -42,13 +42,13 @@ def test_every_token_stands_for_its_16_px_of_the_image_whatever_the_patch(vits, 
 
 
 @pytest.mark.parametrize("name", [DINO_V2, DINO_V3])
-def test_all_of_it_learns_from_random_weights(vits, name):
+def test_every_part_learns_from_random_weights(vits, name):
     sum(item.sum() for item in vits[name](torch.randn(1, 3, 64, 96))).backward()
     assert [key for key, value in vits[name].named_parameters() if value.grad is None] == []
     vits[name].zero_grad()
 
 
-def test_a_network_with_loaded_weights_is_frozen_unless_told_otherwise(vits, tmp_path):
+def test_a_network_with_loaded_weights_is_frozen_by_default(vits, tmp_path):
     torch.save(vits[DINO_V3].vit.state_dict(), tmp_path / "vit.pt")
     options = {"name": f"timm/{DINO_V3}", "weights": str(tmp_path / "vit.pt"), "norm": "auto"}
     frozen = build_backbone(frozen_stages=None, **options)

@@ -52,7 +52,7 @@ def test_files_of_one_name_have_a_description_each(predictor, tmp_path):
         assert about["classes"][0].startswith("other ") == (form == "torchscript")
 
 
-def test_the_description_tells_of_tiles(predictor, tmp_path):
+def test_the_description_mentions_tiles(predictor, tmp_path):
     train = predictor.config.train.model_copy(update={"eval_tile": 64})
     predictor.config = predictor.config.model_copy(update={"train": train})
     assert export_network(predictor, "safetensors", tmp_path / "model.safetensors")["tile"] == 64
@@ -123,7 +123,7 @@ def test_onnx_equals_torch_and_the_program_of_the_page_runs(
 
 
 def outputs(*, scores, boxes=None):
-    """Those of a network with a box and a mask of its own for each score."""
+    """Outputs of a network, with a different box and mask for each score."""
     numbers = np.arange(len(scores), dtype=np.float32) if boxes is None else np.array(boxes)
     masks = np.broadcast_to(numbers[:, None, None] / len(scores), (len(scores), 2, 2))
     labels = np.zeros(len(scores), dtype=np.int64)

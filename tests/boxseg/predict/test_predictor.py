@@ -46,7 +46,9 @@ def test_images_are_found_alike_in_batches_and_alone(predictor, images, monkeypa
         assert (here.masks != there.masks).float().mean() < 1e-3
 
 
-def test_an_image_too_large_for_the_memory_is_told(predictor, images, monkeypatch):
+def test_an_image_too_large_for_the_memory_is_refused_with_the_way_out(
+    predictor, images, monkeypatch
+):
     def fail(batch, valid):
         raise torch.OutOfMemoryError("too little memory")
 

@@ -45,7 +45,7 @@ CLASSES = 3
 
 
 class PlantedNetwork(nn.Module):
-    """Says at two levels of locations what it was told; the mask of a location fills its box, sharply but softly."""
+    """Returns planted detections at two levels; the mask of a location fills its box, sharply but softly."""
 
     def __init__(self, class_probs, boxes):
         """Class probabilities (B, L, K) and boxes (B, L, 4) in pixels, for L = cells of stride 8 and of stride 16."""
@@ -336,7 +336,7 @@ def test_equal_boxes_at_the_cut_go_by_location_in_the_reference_and_by_score_onc
     assert found.score.tolist() == pytest.approx(scores, abs=1e-4)
 
 
-def test_nms_labelling_gives_each_box_one_detection_whatever_its_class():
+def test_nms_labelling_gives_each_box_one_detection_of_any_class():
     network = planted(DETECTIONS, images=2)
     settings = with_changes(SETTINGS, with_nms=True, nms_overwrite=False)
     first, second = find_candidates(network, make_batch(*BATCH), settings)
@@ -370,7 +370,7 @@ def test_nms_labelling_compares_the_part_of_a_box_that_is_on_the_image():
 
 
 @pytest.mark.parametrize("with_nms", [True, False])
-def test_for_fusion_on_every_pixel_masks_stay_as_the_network_gave_them(with_nms):
+def test_masks_for_fusion_on_every_pixel_are_those_of_the_network(with_nms):
     doubled = [
         (image, location, label, p, tuple(2 * side for side in box))
         for image, location, label, p, box in DETECTIONS

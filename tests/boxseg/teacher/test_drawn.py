@@ -30,7 +30,7 @@ def teacher_says(count, quality=0.3):
     return PseudoMasks(mask, mask * 0.7, number, number, torch.full((count,), 5))
 
 
-def test_a_drawn_mask_replaces_what_the_teacher_says_and_other_boxes_keep_it():
+def test_a_drawn_mask_replaces_the_teachers_mask_of_its_box_alone():
     drawn = DrawnMasks(
         left_half(2) & torch.tensor([True, False])[:, None, None], torch.tensor([True, False])
     )

@@ -341,7 +341,7 @@ def test_a_labelling_with_nms_uses_the_quality_of_boxteacher():
     assert pseudo.score.tolist() == pytest.approx([0, 0.9])
 
 
-def test_metrics_of_boxes_and_of_none():
+def test_metrics_with_and_without_boxes():
     empty = torch.zeros(0, 2, 2)
     some = PseudoMasks(
         empty, empty, torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0]), torch.tensor([3, 0])

@@ -1,4 +1,4 @@
-"""Small pictures whose colours tell what the network missed."""
+"""Small pictures whose colours show what the network missed."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ def square_with_hole():
     return ring
 
 
-def test_a_filled_hole_opens_and_a_missed_part_comes_back():
+def test_a_filled_hole_is_opened_and_a_missing_part_added():
     ring = square_with_hole()
     soft = torch.full((16, 16), 0.05)
     soft[4:12, 4:12] = 0.8
@@ -32,7 +32,7 @@ def test_a_filled_hole_opens_and_a_missed_part_comes_back():
     assert torch.equal((refined > 0.5)[4:12, 4:12], ring[4:12, 4:12])
 
 
-def test_colours_of_a_dark_grey_picture_tell_as_much_and_padding_changes_nothing():
+def test_colours_of_a_dark_grey_picture_help_as_much_and_padding_changes_nothing():
     ring = square_with_hole()
     rgb = torch.full((3, 16, 16), 9.0)
     rgb[:, ring] = 30.0

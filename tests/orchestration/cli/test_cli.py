@@ -302,7 +302,7 @@ def test_ids_are_whole_in_a_narrow_terminal_and_other_columns_go_first(
     assert "left out, as the terminal is narrow: folder, why it failed" in shown.err
 
 
-def test_runs_of_one_sweep_are_told_apart_in_a_narrow_terminal(
+def test_runs_of_one_sweep_can_be_distinguished_in_a_narrow_terminal(
     capsys: Capture, monkeypatch: Patch
 ):
     ids = [f"20261122-171500-3f9ckd-0{number}" for number in (0, 1)]
@@ -346,7 +346,7 @@ def test_a_sweep_is_shown_with_its_trials(capsys: Capture):
     assert json.loads(capsys.readouterr().out)["best"] == {"val/mask_ap": 0.5}
 
 
-def test_a_sweep_that_was_cut_off_is_told_by_its_trials_in_json_too(capsys: Capture):
+def test_a_sweep_that_was_cut_off_counts_its_trials_in_json_too(capsys: Capture):
     make_run("sweep", created=100.0, kind="sweep", status="interrupted")
     best = {"val/mask_ap": 0.5}
     make_run("sweep/sweep-01", created=101.0, parent="..", status="finished", best=best)
@@ -366,7 +366,7 @@ def test_a_sweep_that_ended_before_its_first_trial_shows_no_table(capsys: Captur
     assert "trial" not in shown
 
 
-def test_what_failed_is_listed_and_shown_with_its_cause_in_a_line(capsys: Capture):
+def test_failures_are_listed_and_shown_with_their_cause_on_one_line(capsys: Capture):
     late = Failure("ResourceError", "Ray does not start: raylet: Timed out\nand more")
     make_run("sweep", created=100.0, kind="sweep", status="failed", failure=late)
     make_run(
@@ -484,7 +484,7 @@ def test_closed_outputs_are_no_error(closed: str):
     assert "Traceback" not in done.stderr
 
 
-def test_a_current_folder_that_is_gone_is_told(tmp_path: Path, capsys: Capture):
+def test_a_current_folder_that_is_gone_is_reported(tmp_path: Path, capsys: Capture):
     gone = tmp_path / "gone"
     gone.mkdir()
     os.chdir(gone)
@@ -510,7 +510,7 @@ def test_a_signal_after_a_command_has_ended_changes_neither_its_exit_code_nor_it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_a_command_without_state_is_told_and_ends_as_a_second_one(number):
+def test_a_signal_to_a_command_without_state_is_reported_and_ends_it_like_a_second_one(number):
     program = (
         "import os, signal\nfrom orchestration.cli.app import main\nfrom orchestration.config import spec\n"
         # jobs in the background of a shell, and under nohup, begin with these ignored
@@ -545,7 +545,9 @@ def test_data_split_writes_two_files_that_pass_the_check(capsys: Capture, toy: d
     assert Path("again/val.json").read_bytes() == Path("parts/val.json").read_bytes()
 
 
-def test_data_split_overwrites_nothing_and_tells_wrong_use(capsys: Capture, toy: dict[str, Any]):
+def test_data_split_overwrites_nothing_and_explains_wrong_use(
+    capsys: Capture, toy: dict[str, Any]
+):
     path = Path(toy["train"]["annotations"])
     before = path.read_bytes()
     arguments = ["data", "split", str(path), "--output"]
@@ -609,7 +611,7 @@ def test_a_second_interruption_ends_as_shells_expect(monkeypatch: Patch, capsys:
         (errno.ENOENT, 1, "unexpected; details above"),
     ],
 )
-def test_what_the_disk_refuses_is_told(
+def test_faults_of_the_disk_are_reported(
     number: int, code: int, way_out: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_: object) -> None:
@@ -673,7 +675,7 @@ def test_a_plan_of_what_cannot_go_on_is_refused_as_the_sweep_is(tmp_path: Path, 
         assert told in capsys.readouterr().err
 
 
-def test_auto_resume_runs_nothing_where_all_of_it_ended_well(tmp_path: Path, capsys: Capture):
+def test_auto_resume_runs_nothing_after_everything_ended_well(tmp_path: Path, capsys: Capture):
     file = write(SWEEP)
     sweep = RunFolder(tmp_path / "runs/s/20260101-000000-aaaa")
     status = RunStatus(sweep.path.name, "s", kind="sweep", status="finished", created=1.0)

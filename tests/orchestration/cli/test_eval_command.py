@@ -33,7 +33,7 @@ def test_masks_of_a_file_are_measured_as_those_of_a_run(trained_run, capsys):
     assert json.loads(capsys.readouterr().out)["val/mask_ap"] == pytest.approx(1)
 
 
-def test_masks_in_pixels_of_smaller_images_are_told(trained_run, caplog):
+def test_masks_in_pixels_of_smaller_images_are_reported(trained_run, caplog):
     entries = json.loads(trained_run.val.annotations.read_text())["annotations"]
     halves = []
     for entry in entries:

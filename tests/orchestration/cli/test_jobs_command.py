@@ -36,7 +36,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def dashboard() -> Iterator[list[dict[str, str]]]:
-    """Something at a port that wants the token `right`; gives the headers that it got, and its address under `at`."""
+    """A server that wants the token `right`; gives the headers that it got, and its address under `at`."""
     seen: list[dict[str, str]] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,7 +81,7 @@ def test_a_cluster_elsewhere_without_a_token_is_not_even_asked(capsys: pytest.Ca
     assert "RAY_AUTH_TOKEN_PATH" in capsys.readouterr().err
 
 
-def test_a_missing_and_a_wrong_token_are_told_apart_and_never_shown(
+def test_a_missing_and_a_wrong_token_give_different_messages_and_are_never_shown(
     dashboard, monkeypatch, capsys
 ):
     address = dashboard[0]["at"]
@@ -114,9 +114,7 @@ def test_other_kinds_of_addresses_are_refused(address: str, capsys: pytest.Captu
         (["predict", "best:t", "images"], "--storage"),
     ],
 )
-def test_what_the_command_would_refuse_is_refused_before_the_cluster_is_asked(
-    command, told, capsys
-):
+def test_wrong_commands_are_refused_before_contacting_the_cluster(command, told, capsys):
     assert run(["jobs", "submit", "--address", f"127.0.0.1:{free_port()}", *command]) == 2
     assert told in capsys.readouterr().err
 
@@ -147,7 +145,7 @@ def test_storage_in_the_uploaded_folder_is_refused_for_a_cluster_elsewhere(monke
 
 
 class Client:
-    """In place of Ray's: a job that goes on and on."""
+    """Stands in for Ray's client; its job never ends."""
 
     def stop_job(self, id: str) -> None:
         self.asked = id
@@ -184,7 +182,9 @@ def test_a_job_that_does_not_stop_is_exit_5(client, monkeypatch, capsys):
     )
 
 
-def test_what_a_cluster_does_not_do_is_told_with_its_address_and_a_way_out(client, capsys):
+def test_requests_that_a_cluster_does_not_serve_are_reported_with_its_address_and_a_way_out(
+    client, capsys
+):
     assert run(["jobs", "logs", "t-1", "--address", "http://127.0.0.1:7"]) == 5
     assert (
         "cluster at http://127.0.0.1:7 did not do it: no agent; `boxseg jobs ls`"

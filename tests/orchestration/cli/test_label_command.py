@@ -53,7 +53,7 @@ def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
     assert run(command) == 0
 
 
-def test_a_stop_between_two_images_is_told_and_the_same_command_goes_on(
+def test_a_stop_between_two_images_is_reported_and_the_same_command_continues(
     arguments, monkeypatch, capsys
 ):
     def stop(sample, annotation_ids):
@@ -69,7 +69,7 @@ def test_a_stop_between_two_images_is_told_and_the_same_command_goes_on(
     assert "1 images are labelled already" in capsys.readouterr().err
 
 
-def test_a_stop_before_the_first_image_is_told_likewise(arguments, monkeypatch, capsys):
+def test_a_stop_before_the_first_image_is_reported_too(arguments, monkeypatch, capsys):
     def stop(*given, **named):
         os.kill(os.getpid(), signal.SIGTERM)
         return open_source(*given, **named)
@@ -106,7 +106,9 @@ def test_a_doubt_that_most_masks_share_is_the_first_line_of_the_summary(argument
     assert not capsys.readouterr().out.startswith("warning")
 
 
-def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(arguments, capsys):
+def test_labels_go_to_a_folder_named_after_the_data_and_a_second_call_does_no_work(
+    arguments, capsys
+):
     assert run([*arguments, "--source", "box"]) == 0
     assert Path("labels/val/labels.coco.json").exists()
     capsys.readouterr()
@@ -135,12 +137,12 @@ def test_labels_land_in_a_folder_named_after_the_data_and_again_takes_no_work(ar
         (["--source", "box", "--images", "."], 2, "none of its 4 images, such as "),
     ],
 )
-def test_what_cannot_be_done_is_told(arguments, more, code, told, capsys):
+def test_wrong_options_are_refused_with_the_reason(arguments, more, code, told, capsys):
     assert run([*arguments, *more]) == code
     assert told in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_read_are_told_and_labels_of_none_are_an_error(
+def test_unreadable_images_are_reported_and_it_is_an_error_if_all_are(
     arguments, trained_run, capsys
 ):
     Path("damaged").mkdir()
@@ -163,7 +165,7 @@ def test_labels_of_an_older_version_are_not_mixed_with_new_ones(
     )
 
 
-def test_an_unknown_device_is_told(arguments, trained_run, capsys):
+def test_an_unknown_device_is_refused(arguments, trained_run, capsys):
     assert run([*arguments, "--run", str(trained_run.checkpoint), "--device", "abacus"]) == 2
     assert "--device abacus" in capsys.readouterr().err
 
@@ -295,7 +297,7 @@ def test_good_masks_are_exported_for_other_segmenters(arguments, trained_run, ca
 @pytest.mark.parametrize(
     ("quality", "told"), [(0.3, "lower --min-quality"), (None, "has quality None")]
 )
-def test_an_export_without_good_masks_tells_why_and_writes_nothing(
+def test_an_export_without_good_masks_says_why_and_writes_nothing(
     quality, told, arguments, capsys
 ):
     content = json.loads(Path(arguments[1]).read_text())
@@ -370,7 +372,9 @@ def exported(name: str, *more: str) -> set[int]:
     return {each["id"] for each in json.loads(Path(name, "all.json").read_text())["annotations"]}
 
 
-def test_an_export_asks_for_what_a_person_said_and_never_takes_a_box_for_a_mask(arguments, capsys):
+def test_an_export_asks_for_the_reviewers_decisions_and_never_takes_a_box_for_a_mask(
+    arguments, capsys
+):
     images = arguments[2:]
     assert run([*arguments, "--source", f"file:{arguments[1]}", "--output", "labels"]) == 0
     content = json.loads(Path("labels/labels.coco.json").read_text())
@@ -422,7 +426,7 @@ def test_an_export_leaves_out_images_with_an_empty_mask_and_warns_of_drawn_boxes
     assert "masks are no more than their box; a segmenter would learn boxes" in told
 
 
-def test_an_export_leaves_out_masks_away_from_their_box_and_tells_of_misfits(arguments, capsys):
+def test_an_export_leaves_out_masks_away_from_their_box_and_reports_misfits(arguments, capsys):
     content = json.loads(Path(arguments[1]).read_text())
     away, small = content["annotations"][0], content["annotations"][-1]
     for each, box in ((away, [0, 0, 4, 4]), (small, [*small["bbox"][:2], 3, 3])):

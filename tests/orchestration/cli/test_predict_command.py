@@ -18,7 +18,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def photos(trained_run) -> Path:
-    """Three pictures, one below another folder, and a file that is none."""
+    """Three pictures, one of them in a subfolder, and a file that is not a picture."""
     for name in ("a.png", "b.JPG", "deep/a.png"):
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
         Image.open(sorted(trained_run.val.images.iterdir())[0]).resize((80, 60)).convert(
@@ -51,7 +51,7 @@ def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_
     assert Image.open("predictions/overlays/000001-a.png").size == (80, 60)
 
 
-def test_pictures_of_an_earlier_call_go_and_those_of_others_stay(photos, trained_run):
+def test_pictures_of_an_earlier_call_are_removed_and_others_are_kept(photos, trained_run):
     overlays = Path("predictions/overlays")
     assert predict(trained_run, "photos") == 0
     assert len(list(overlays.iterdir())) == 3
@@ -65,7 +65,7 @@ def test_pictures_of_an_earlier_call_go_and_those_of_others_stay(photos, trained
     assert {path.name for path in overlays.iterdir()} == others
 
 
-def test_no_detection_is_a_result_too(photos, trained_run, capsys):
+def test_an_image_without_detections_is_a_result_too(photos, trained_run, capsys):
     assert (
         predict(
             trained_run,
@@ -110,7 +110,7 @@ def test_a_video_is_refused_with_the_command_for_its_frames(photos, trained_run,
     assert "ffmpeg -i clip.mp4" in told
 
 
-def test_pictures_that_viewers_turn_are_told(photos, trained_run, capsys):
+def test_pictures_that_viewers_turn_are_reported(photos, trained_run, capsys):
     picture = Image.open(photos / "b.JPG")
     exif = picture.getexif()
     exif[EXIF_ORIENTATION] = 6

@@ -142,7 +142,7 @@ def test_a_folder_without_the_right_to_write_is_refused(folder: Path, capsys: Ca
     assert "this account may not write in" in capsys.readouterr().err
 
 
-def test_a_json_file_is_one_whatever_the_case_of_its_ending(folder: Path) -> None:
+def test_a_json_file_is_recognised_by_an_ending_in_any_case(folder: Path) -> None:
     (folder / "gt.json").rename("GT.JSON")
     assert run(["data", "check", "GT.JSON"]) == ExitCode.DONE
     assert run(["data", "stats", "GT.JSON"]) == ExitCode.DONE

@@ -38,7 +38,7 @@ def make_space(space: dict[str, Any]) -> Any:
     return SweepConfig.model_validate({"space": space}).space
 
 
-def test_what_does_not_apply_is_left_out_and_not_counted():
+def test_settings_that_do_not_apply_are_left_out_and_not_counted():
     space = make_space(METHODS)
     settings = list(settings_of(space))
     # boxinst alone; qam with two; full with two times three
@@ -78,16 +78,16 @@ def test_settings_move_together_and_carry_conditions():
         ({}, "method has no value"),
     ],
 )
-def test_what_a_space_cannot_give_is_named(values: dict[str, Any], reason: str):
+def test_values_that_a_space_cannot_give_are_named(values: dict[str, Any], reason: str):
     assert misfit(make_space(METHODS), values).startswith(reason)
 
 
-def test_a_mixed_group_is_none_of_the_groups():
+def test_a_mixture_of_two_groups_does_not_belong_to_the_space():
     mixed = {"train.steps": 100, "boxinst.warmup": 100}
     assert misfit(make_space(LENGTHS), mixed).startswith("length is {'train.steps': 100")
 
 
-def test_a_space_without_end_in_one_branch_has_none():
+def test_a_space_with_an_infinite_branch_is_infinite():
     space = make_space(METHODS | {"qam.iou_thr": {"uniform": [0, 1], "when": {"method": "full"}}})
     assert count_settings(space) is None
 

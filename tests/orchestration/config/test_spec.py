@@ -111,7 +111,7 @@ def test_set_replaces_a_domain_of_the_space(write: Write):
     assert spec.sweep.space["qam.iou_thr"].model_dump() == {"choice": [0.5]}
 
 
-def test_a_profile_from_set_lies_under_the_files_values(write: Write):
+def test_the_files_values_win_over_a_profile_from_set(write: Write):
     spec = load_run(write("qam: {fusion: vote}"), ["profile=paper"])
     assert (spec.qam.fusion, spec.qam.adaptive_k) == ("vote", True)
 
@@ -396,7 +396,7 @@ def test_seeds_alone_are_a_sweep_with_a_grid(write: Write):
     assert load_sweep(write("sweep: {search: grid, seeds: [0, 1, 2]}")).sweep.seeds == [0, 1, 2]
 
 
-def test_a_trial_puts_its_values_and_seed_in_place(write: Write):
+def test_a_trial_applies_its_values_and_seed(write: Write):
     trial = load_sweep(write(SWEEP)).trial({"qam.iou_thr": 0.7}, seed=5)
     assert type(trial) is RunSpec
     assert (trial.qam.iou_thr, trial.train.seed) == (0.7, 5)

@@ -34,7 +34,7 @@ def test_all_other_addresses_are_elsewhere(address: str):
     assert not is_loopback(address)
 
 
-def test_the_environment_goes_before_the_named_file_before_the_home_folder(
+def test_the_environment_wins_over_the_named_file_and_that_over_the_home_folder(
     tmp_path: Path, monkeypatch
 ):
     assert read_token() is None

@@ -1,4 +1,4 @@
-"""What waits for what, and what a node says about the storage; on a real Ray among the slow tests."""
+"""Which resources a run waits for, and what a node says about the storage; on a real Ray among the slow tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def test_a_shortage_names_the_resource_and_the_amounts():
     )
 
 
-def test_what_is_free_on_several_nodes_only_is_told_as_such():
+def test_resources_that_are_free_only_across_several_nodes_are_reported_as_such():
     told = describe_shortage([{"CPU": 4.0}], {"CPU": 6.0}, {"CPU": 8.0})
     assert told.startswith("a worker has waited")
     assert told.endswith("not together on the nodes")
 
 
-def test_each_group_is_told_once_after_a_minute():
+def test_each_waiting_group_is_reported_once_after_a_minute():
     a, b = {"a": {"state": "PENDING"}}, {"b": {"state": "RESCHEDULING"}}
     has_places = {"c": {"state": "CREATED"}, "d": {"state": "REMOVED"}}
     since: dict[str, float] = {}
@@ -33,7 +33,7 @@ def test_each_group_is_told_once_after_a_minute():
     assert find_late(since, b | has_places, now=200.0) == [], "it had its places in between"
 
 
-def test_a_node_copies_the_probe_or_tells_why_not(tmp_path: Path):
+def test_a_node_copies_the_probe_or_says_why_not(tmp_path: Path):
     probe = tmp_path / ".seen-1"
     probe.write_text("1")
     assert look_at_storage(probe, "n") == "1"

@@ -1,4 +1,4 @@
-"""A Ray of our own: it may start late, and tells why if it does not start at all."""
+"""A Ray that boxseg starts: it may start late, and says why if it does not start at all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FakeRay:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing of it stays in this process, and folders for temporary files are looked for in a place of ours."""
+    """Changes of the environment are undone, and folders for temporary files are looked for in a folder of the test."""
     for name in (
         *ENVIRONMENT,
         *SETTINGS,
@@ -90,7 +90,7 @@ def test_a_ray_that_starts_late_is_tried_again_without_waiting_for_its_agents(
     assert not list((tmp_path / "t").iterdir())
 
 
-def test_the_second_try_tells_ray_all_ports_that_it_would_wait_for(monkeypatch):
+def test_the_second_try_gives_ray_all_ports_that_it_would_wait_for(monkeypatch):
     import ray._private.parameter as parameter
     import ray._private.services as services
 
@@ -116,9 +116,7 @@ def test_the_second_try_tells_ray_all_ports_that_it_would_wait_for(monkeypatch):
     ]
 
 
-def test_a_ray_that_never_starts_is_told_in_one_line_with_logs_that_are_there(
-    monkeypatch, tmp_path
-):
+def test_a_ray_that_never_starts_is_reported_in_one_line_with_existing_logs(monkeypatch, tmp_path):
     fail(monkeypatch, 3)
     logs = tmp_path / "logs"
     with pytest.raises(ResourceError) as told, start_ray(RunSpec(), logs=logs):
@@ -155,7 +153,7 @@ def test_a_run_whose_ray_never_started_has_failed_with_the_cause(monkeypatch, tm
     assert Path(status.folder, "logs", "ray-start-1", "raylet.err").is_file()
 
 
-def test_an_error_without_logs_is_told_itself(monkeypatch):
+def test_an_error_without_logs_is_shown_itself(monkeypatch):
     def refuse(**_: Any) -> None:
         raise OSError("no ports left")
 
@@ -167,7 +165,7 @@ def test_an_error_without_logs_is_told_itself(monkeypatch):
         pass
 
 
-def test_who_wants_an_end_does_not_wait_for_another_try(monkeypatch):
+def test_after_a_stop_signal_ray_is_not_started_again(monkeypatch):
     fake = fail(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt), embedded_ray(dashboard=False, give_up=lambda: True):
         pass
@@ -185,7 +183,7 @@ def test_a_dashboard_is_asked_for_only_where_ray_train_needs_it(monkeypatch, tmp
     assert [each["include_dashboard"] for each in fake.asked] == [False, False, True]
 
 
-def test_what_ray_wrote_is_kept_when_its_user_fails(monkeypatch, tmp_path):
+def test_logs_of_ray_are_kept_after_a_failure(monkeypatch, tmp_path):
     fake = fail(monkeypatch, 0)
 
     def use() -> None:
@@ -202,7 +200,7 @@ def test_what_ray_wrote_is_kept_when_its_user_fails(monkeypatch, tmp_path):
     assert (tmp_path / "logs/workers/worker-1.out").read_text() == "said a worker"
 
 
-def test_processes_of_a_start_that_failed_are_ended_orphans_too_and_no_others(tmp_path):
+def test_only_processes_of_a_failed_start_are_ended_including_orphans(tmp_path):
     script = "import time; time.sleep(60)"
     named = [sys.executable, "-c", script, f"--session={tmp_path}/ray1/session"]
     ours = subprocess.Popen(named)

@@ -1,4 +1,4 @@
-"""With how many workers trials go on when nodes come and go, on nodes of one CPU core each."""
+"""With how many workers trials continue when nodes come and go; each node has one CPU core."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_shares(nodes: str, *, workers: int = 2, least: int = 1, open_: int = 2,
     return shares, alive
 
 
-def test_a_trial_goes_on_with_the_workers_that_live_and_takes_none_of_another():
+def test_a_trial_continues_with_its_remaining_workers_and_takes_none_of_another():
     shares, alive = make_shares("abcd")
     assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
     del alive["b"]  # of trial 0, which began first
@@ -36,7 +36,7 @@ def test_a_lost_process_alone_changes_nothing():
     assert shares.start(1, ["c", "d"]) == 2
 
 
-def test_of_two_that_want_to_grow_the_first_does_and_the_other_follows():
+def test_of_two_trials_that_want_to_grow_the_first_one_grows_first():
     shares, alive = make_shares("abcd")
     assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
     del alive["b"], alive["d"]
@@ -48,7 +48,7 @@ def test_of_two_that_want_to_grow_the_first_does_and_the_other_follows():
     assert shares.grow(1) == 2
 
 
-def test_nobody_grows_into_the_places_of_one_that_waits():
+def test_trials_do_not_grow_into_places_that_another_waits_for():
     shares, alive = make_shares("abcd", least=1)
     assert [shares.start(0, []), shares.start(1, [])] == [2, 2]
     del alive["b"], alive["c"], alive["d"]
@@ -59,7 +59,7 @@ def test_nobody_grows_into_the_places_of_one_that_waits():
     assert shares.start(1, []) == 1
 
 
-def test_those_that_wait_with_too_few_places_keep_none():
+def test_trials_that_wait_with_too_few_places_release_them():
     # four workers, at least three: two of each live, and either trial could go on with the other's
     shares, alive = make_shares("abcdefgh", workers=4, least=3)
     assert [shares.start(0, []), shares.start(1, [])] == [4, 4]
@@ -86,7 +86,7 @@ def test_the_place_of_a_trial_that_ended_is_for_the_next_one(left: int, workers:
     assert shares.start(2, []) == 3 - workers, "what is left for one that came too late"
 
 
-def test_a_trial_that_has_ended_is_told_nothing_more():
+def test_an_ended_trial_gets_no_more_places():
     shares, _ = make_shares("abcd")
     assert shares.start(0, []) == 2
     shares.update([1], left=0)
@@ -96,7 +96,7 @@ def test_a_trial_that_has_ended_is_told_nothing_more():
 
 
 def running_on(nodes: str) -> SimpleNamespace:
-    """What Ray Train tells its policy about workers on nodes."""
+    """What Ray Train reports to its policy about workers on nodes."""
     workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
     return SimpleNamespace(workers=workers)
 
@@ -135,7 +135,7 @@ def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) ->
     return SharesPolicy(config, share)
 
 
-def test_the_policy_waits_starts_and_grows_as_it_is_told(monkeypatch):
+def test_the_policy_waits_starts_and_grows_as_instructed(monkeypatch):
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
     share = Told(0, 3, 3, 4)
@@ -152,7 +152,7 @@ def test_the_policy_waits_starts_and_grows_as_it_is_told(monkeypatch):
     assert share.asked == [["start"], ["start"], 3, "grow", "grow", 4]
 
 
-def test_the_policy_lets_go_of_places_that_are_too_few(monkeypatch):
+def test_the_policy_releases_places_that_are_too_few(monkeypatch):
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
     share = Told(4, 4, 0, 0)

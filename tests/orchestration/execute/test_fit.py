@@ -27,7 +27,7 @@ def test_workers_meet_where_ray_reaches_their_node_unless_its_user_has_chosen(mo
     assert os.environ[INTERFACE] == "lo"
 
 
-def test_a_meeting_that_fails_is_tried_again_by_ray_and_tells_why():
+def test_a_failed_meeting_of_workers_is_tried_again_by_ray_and_says_why():
     from ray.exceptions import RayTaskError
     from ray.train.v2._internal.execution.failure_handling.default import (
         RETRYABLE_CONTROLLER_ERRORS,
@@ -52,7 +52,7 @@ def test_a_meeting_that_fails_is_tried_again_by_ray_and_tells_why():
         ("InsufficientClusterResourcesError", r"could not place 2 workers of 1 CPU .*: no route"),
     ],
 )
-def test_a_run_that_did_not_start_tells_whether_places_or_connections_lacked(
+def test_a_run_that_did_not_start_says_whether_places_or_connections_were_missing(
     monkeypatch, kind, told
 ):
     from ray.train.v2._internal import exceptions
@@ -96,7 +96,7 @@ def test_only_starts_that_lack_a_place_are_tried_without_end():
         ([RuntimeError("Connection closed by peer")], "RETRY"),
     ],
 )
-def test_what_would_come_again_does_not_start_all_workers_again(monkeypatch, raised, first):
+def test_a_failure_that_would_recur_does_not_restart_all_workers(monkeypatch, raised, first):
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -119,7 +119,7 @@ def test_what_would_come_again_does_not_start_all_workers_again(monkeypatch, rai
         fit.train_payload(Payload(spec, Path("run"), Path("data"), "ray_train"))
 
 
-def test_whatever_trains_waits_for_its_place(monkeypatch):
+def test_every_training_waits_for_its_place(monkeypatch):
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     from orchestration.connect.scaling import PatientPolicy, SharesPolicy, trainer_with

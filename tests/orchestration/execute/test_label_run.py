@@ -1,4 +1,4 @@
-"""`boxseg label` without a run: settings are chosen and trained, and every stop can be gone on from."""
+"""`boxseg label` without a run: settings are chosen, a run is trained, and the command continues after every stop."""
 
 import contextlib
 import io
@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, make_store) -> Finished:
 
 @pytest.fixture
 def done(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command, where it has ended; tests leave its output as it is."""
+    """The command, in the folder where it has ended; tests do not change its output."""
     monkeypatch.chdir(finished.folder)
     return finished.command
 
@@ -101,7 +101,9 @@ def test_boxes_alone_become_masks(done, finished):
     assert all(each["segmentation"]["counts"] for each in labels)
 
 
-def test_the_same_command_again_neither_chooses_nor_trains_nor_labels(done, monkeypatch, capsys):
+def test_repeating_the_command_neither_chooses_nor_trains_nor_labels_again(
+    done, monkeypatch, capsys
+):
     monkeypatch.setattr("boxseg.label.pace.time_update", None)
     monkeypatch.setattr("boxseg.engine.train.optimise", None)
     assert run(done) == 0
@@ -111,7 +113,7 @@ def test_the_same_command_again_neither_chooses_nor_trains_nor_labels(done, monk
     assert len(runs()) == 1
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(ask, monkeypatch, capsys):
+def test_a_killed_run_continues_from_its_last_checkpoint(ask, monkeypatch, capsys):
     def killed(trainer, batch, step):
         if step == 5:
             raise KeyboardInterrupt
@@ -135,14 +137,16 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(ask, monkeypatch
     assert Path("out/labels.coco.json").exists()
 
 
-def test_a_kill_while_the_recipe_was_written_begins_anew_and_trains_nothing_twice(done):
+def test_after_a_kill_during_writing_the_recipe_it_is_chosen_again_and_nothing_is_trained_twice(
+    done,
+):
     Path("out/recipe.yaml").unlink()  # the request is written first
     assert run(done) == 0
     assert Path("out/recipe.yaml").exists()
     assert len(runs()) == 1
 
 
-def test_a_stop_with_its_state_saved_is_told_with_the_way_on(done, monkeypatch, capsys):
+def test_a_stop_with_its_state_saved_says_how_to_continue(done, monkeypatch, capsys):
     (trained,) = runs()
     interrupted = replace(trained.status(), status="interrupted")
     monkeypatch.setattr("orchestration.execute.label_run.find_same_run", lambda spec: interrupted)
@@ -219,7 +223,7 @@ def test_other_boxes_are_not_mixed_with_the_first(done, capsys):
     Path("boxes.json").write_text(before)
 
 
-def test_a_recipe_from_elsewhere_stays_as_it_is(ask, capsys):
+def test_a_recipe_from_elsewhere_is_left_as_it_is(ask, capsys):
     Path("out/recipe.yaml").write_text("name: mine\n")
     assert run(ask) == 2
     assert "was not chosen by `boxseg label`" in capsys.readouterr().err
@@ -235,7 +239,7 @@ def test_options_of_training_are_refused_where_nothing_is_trained(done, more, ca
     assert f"{more[0]}: is for training" in capsys.readouterr().err
 
 
-def test_masks_that_are_to_join_are_heard_where_the_run_is_trained_too(done, finished, capsys):
+def test_masks_to_fuse_with_also_count_where_the_run_is_trained(done, finished, capsys):
     drawn = str(next((finished.folder / "drawn").rglob("*.json")))
     assert run([*done, "--fuse-with", drawn]) == 2
     assert "labels made with another fuse_with" in capsys.readouterr().err
@@ -246,7 +250,7 @@ def test_masks_that_are_to_join_are_heard_where_the_run_is_trained_too(done, fin
         assert not Path("joined").exists()
 
 
-def test_what_is_left_out_of_masks_that_join_is_said_once(done, finished, tmp_path, caplog):
+def test_what_is_left_out_of_masks_to_fuse_with_is_reported_once(done, finished, tmp_path, caplog):
     masks = json.loads(next((finished.folder / "drawn").rglob("*.json")).read_text())
     masks["images"].pop()
     (tmp_path / "masks.json").write_text(json.dumps(masks))
@@ -257,7 +261,7 @@ def test_what_is_left_out_of_masks_that_join_is_said_once(done, finished, tmp_pa
     assert len(warned) == len(set(warned)) > 0
 
 
-def test_other_boxes_teach_and_runs_may_lie_elsewhere(ask, tmp_path):
+def test_train_on_and_storage_can_name_other_boxes_and_another_folder(ask, tmp_path):
     taught = write_set(tmp_path / "taught", KINDS["rings"], images=3, seed=1)
     assert run([*ask, "--train-on", str(taught.annotations), "--storage", "elsewhere"]) == 0
     (trained,) = runs("elsewhere")
@@ -267,14 +271,14 @@ def test_other_boxes_teach_and_runs_may_lie_elsewhere(ask, tmp_path):
     assert len(labels["images"]) == 4
 
 
-def test_only_a_run_with_the_same_settings_is_gone_on_with(done):
+def test_only_a_run_with_the_same_settings_is_continued(done):
     recipe = Path("out/recipe.yaml")
     assert find_same_run(load_run(recipe)) is not None
     assert find_same_run(load_run(recipe, ["train.steps=7"])) is None
     assert find_same_run(load_run(recipe, ["name=other"])) is None
 
 
-def test_boxes_to_label_take_of_the_time(tmp_path):
+def test_time_for_labelling_leaves_less_for_training(tmp_path):
     many, few = (
         write_set(tmp_path / "a", KINDS["small"], images=8),
         write_set(tmp_path / "b", KINDS["rings"], images=2),

@@ -1,4 +1,4 @@
-"""The end of a run or sweep is told once, in one line, and whatever goes wrong with that changes nothing."""
+"""The end of a run or sweep is announced once, in one line; a failing announcement changes nothing."""
 
 import contextlib
 import http.server
@@ -37,7 +37,7 @@ SWEEP = {
 
 
 class Told:
-    """A program that writes down what it was told."""
+    """A program that writes down its arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +126,7 @@ def test_a_web_address_gets_the_line_as_json(tmp_path, monkeypatch):
     assert posted == [about | {"text": line, "content": line}]
 
 
-def test_of_a_sweep_the_best_trial_and_the_number_of_each_end_are_told(tmp_path, told):
+def test_a_sweeps_message_has_its_best_trial_and_the_number_of_each_end(tmp_path, told):
     values = {"name": "toy", "storage": tmp_path / "runs", "sweep": SWEEP}
     spec = SweepSpec.model_validate(values | {"notify": {"command": told.command}})
     sweep = make_run(
@@ -144,7 +144,7 @@ def test_of_a_sweep_the_best_trial_and_the_number_of_each_end_are_told(tmp_path,
 
 
 @pytest.mark.parametrize("what", ["away", "answers 500", "too slow", "no variable"])
-def test_an_address_that_cannot_be_told_is_said_once_without_what_may_be_secret(
+def test_an_unreachable_address_is_reported_once_without_secrets(
     what, tmp_path, caplog, monkeypatch
 ):
     slow = 5.0 if what == "too slow" else 0.0
@@ -176,7 +176,7 @@ def test_an_address_that_cannot_be_told_is_said_once_without_what_may_be_secret(
         (["sh", "-c", "sleep 5 & sleep 5"], "TimeoutExpired"),
     ],
 )
-def test_a_program_that_fails_or_hangs_is_said_once(
+def test_a_failing_or_hanging_program_is_reported_once(
     command, reason, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(notify, "WAIT_S", 0.3)
@@ -189,7 +189,7 @@ def test_a_program_that_fails_or_hangs_is_said_once(
 
 
 class NoTracker:
-    """Stands for MLflow, which takes seconds to load."""
+    """Stands in for MLflow, which takes seconds to load."""
 
     def __init__(self, *_: object, **__: object) -> None: ...
     def add(self, folder: RunFolder) -> None: ...
@@ -198,7 +198,7 @@ class NoTracker:
 
 
 @pytest.mark.parametrize("how", ["well", "error", "signal", "second signal", "storage gone"])
-def test_each_end_is_told_exactly_once(how, tmp_path, told, monkeypatch):
+def test_each_end_is_notified_exactly_once(how, tmp_path, told, monkeypatch):
     monkeypatch.setattr(supervise_module, "Tracker", NoTracker)
     spec = make_spec(tmp_path, command=told.command)
     folder = make_run(spec, status="created", ended=None)
@@ -234,7 +234,7 @@ def test_each_end_is_told_exactly_once(how, tmp_path, told, monkeypatch):
         assert [line.split()[3] for line in told.lines] == ["interrupted:", "finished:"]
 
 
-def test_a_run_keeps_nothing_of_whom_it_tells(tmp_path):
+def test_a_run_does_not_store_whom_it_notifies(tmp_path):
     spec = SweepSpec.model_validate(
         {
             "storage": tmp_path,
@@ -260,7 +260,7 @@ def test_a_run_keeps_nothing_of_whom_it_tells(tmp_path):
         ("command: []", "at least 1 value"),
     ],
 )
-def test_what_nobody_could_be_told_by_is_refused(setting, reason, tmp_path):
+def test_impossible_notify_settings_are_refused(setting, reason, tmp_path):
     file = tmp_path / "exp.yaml"
     file.write_text(f"notify:\n  {setting}\nsweep: {json.dumps(SWEEP)}\n")
     with pytest.raises(ConfigError) as raised:
@@ -278,12 +278,12 @@ def test_what_nobody_could_be_told_by_is_refused(setting, reason, tmp_path):
         ({"command": ["no-such-program"]}, "no-such-program is no program"),
     ],
 )
-def test_who_cannot_be_told_is_found_before_the_start(setting, reason, tmp_path):
+def test_unreachable_notify_targets_are_found_before_the_start(setting, reason, tmp_path):
     (fault,) = find_faults(make_spec(tmp_path, **setting))
     assert reason in str(fault)
 
 
-def test_a_plan_tells_nobody(tmp_path):
+def test_a_plan_sends_no_notification(tmp_path):
     file = tmp_path / "exp.yaml"
     touch = {"command": ["sh", "-c", f"touch {tmp_path}/told"]}
     file.write_text(json.dumps({"storage": str(tmp_path), "sweep": SWEEP, "notify": touch}))

@@ -1,4 +1,4 @@
-"""A run ends cleanly whatever happens to it: finished, failed, interrupted, resumed."""
+"""A run ends cleanly in every case: finished, failed, interrupted, resumed."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def test_a_foreign_error_is_named_with_its_class(storage):
         )
 
 
-def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_end(storage):
+def test_a_termination_signal_saves_the_state_and_a_resume_reaches_the_same_end(storage):
     spec = make_spec(
         storage, train={"steps": 400, "batch_size": 4, "report_every": 5, "eval_every": 100}
     )
@@ -140,7 +140,7 @@ def test_a_termination_signal_saves_the_state_and_a_resume_goes_on_to_the_same_e
     assert steps[-1] == 400
 
 
-def test_a_finished_run_that_is_started_again_only_tells_its_metrics(storage):
+def test_a_finished_run_that_is_started_again_only_reports_its_metrics(storage):
     result = train_run(make_spec(storage), train_fn=make_training(), progress=False)
     again = train_run(
         make_spec(storage), resume=result.folder, train_fn=make_training(fail_at=0), progress=False
@@ -195,7 +195,7 @@ def test_a_running_run_and_an_unknown_one_cannot_be_resumed(storage):
     folder.finish("finished")
 
 
-def test_a_terminal_that_goes_saves_the_state_too(storage):
+def test_a_closed_terminal_saves_the_state_too(storage):
     spec = make_spec(storage, train={"steps": 400, "batch_size": 4, "report_every": 5})
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     try:
@@ -206,7 +206,7 @@ def test_a_terminal_that_goes_saves_the_state_too(storage):
     assert (Path(result.folder) / "checkpoints" / "last").exists()
 
 
-def test_what_was_started_with_nohup_goes_on_without_its_terminal():
+def test_a_run_started_with_nohup_continues_without_its_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignals() as signals:
@@ -235,7 +235,7 @@ def test_a_signal_that_comes_once_a_run_has_ended_does_not_change_its_end(storag
     assert only_new(storage, before).status().status == "failed"
 
 
-def test_progress_tells_steps_metrics_and_time_left_line_by_line(storage, capsys):
+def test_progress_shows_steps_metrics_and_time_left_line_by_line(storage, capsys):
     train_run(make_spec(storage), train_fn=make_training(step_s=0.02), progress=True)
     lines = capsys.readouterr().err.splitlines()
     # The time left comes first, as the end of a line is what a narrow terminal cuts off.
@@ -290,7 +290,7 @@ def test_a_resume_with_fewer_steps_than_are_saved_is_refused_and_changes_nothing
     assert Path(first.folder, "config.yaml").read_text() == before
 
 
-def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(tmp_path):
+def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_created_again(tmp_path):
     storage = tmp_path / "storage"
     storage.mkdir()
 
@@ -305,7 +305,7 @@ def test_a_storage_that_is_moved_away_ends_the_run_at_once_and_is_not_made_anew(
     assert not storage.exists()
 
 
-def test_a_run_without_its_best_checkpoint_goes_on_and_ends_with_one_that_is_there(
+def test_a_run_that_lost_its_best_checkpoint_continues_and_ends_with_an_existing_one(
     storage, monkeypatch
 ):
     spec, before = make_spec(storage, train={"steps": 20, "report_every": 1}), known(storage)

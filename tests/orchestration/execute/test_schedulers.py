@@ -18,7 +18,7 @@ def test_every_name_of_the_settings_has_an_entry():
 
 @dataclass(frozen=True, eq=False)
 class TuneTrial:
-    """What schedulers look at of a trial."""
+    """The part of a trial that schedulers look at."""
 
     trial_id: str
     config: dict

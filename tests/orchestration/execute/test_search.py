@@ -1,4 +1,4 @@
-"""Trials are proposed as the sweep asks: all of a grid, draws in range, TPE that learns, seeds in a row."""
+"""Trials are proposed as the sweep asks: the whole grid, draws in range, TPE that learns, seeds one after the other."""
 
 import math
 from types import SimpleNamespace
@@ -209,9 +209,7 @@ def score_of(trial) -> float:
 
 @pytest.mark.parametrize("is_finite", [True, False])
 @pytest.mark.parametrize("search", ["grid", "random", "tpe"])
-def test_a_resumed_sweep_draws_what_it_would_have_and_repeats_nothing_that_ended(
-    search, is_finite
-):
+def test_a_resumed_sweep_draws_the_same_values_and_repeats_no_ended_trial(search, is_finite):
     space = {"qam.iou_thr": {"choice": [0.4, 0.5, 0.6, 0.7, 0.8]}}
     if search != "grid" and not is_finite:
         space = RANGES
@@ -239,7 +237,7 @@ def run_all(sweep: SweepConfig, past: list[TrialStatus]) -> list[TrialStatus]:
 
 
 def runs_of(rows: list[TrialStatus]) -> set[tuple[str, int]]:
-    """What was run with which seed; each once, with a number of its own."""
+    """Settings and seeds that were run, each once and with its own number."""
     runs = {(row.key, row.seed) for row in rows}
     assert len(runs) == len(rows) == len({row.number for row in rows})
     return runs
@@ -274,7 +272,7 @@ def test_a_grid_that_is_larger_runs_the_new_settings_alone():
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_larger_space_is_drawn_from_with_the_past_kept(search):
+def test_a_larger_space_keeps_the_earlier_trials(search):
     narrow = make_sweep(search=search, trials=8, space={"qam.iou_thr": {"uniform": [0.4, 0.5]}})
     past = run_all(narrow, [])
     space = {"qam.iou_thr": {"uniform": [0.0, 0.9]}}
@@ -337,7 +335,7 @@ def run_scored(sweep: SweepConfig, score, past=()) -> list[TrialStatus]:
 
 
 @pytest.mark.parametrize("search", ["grid", "random", "tpe"])
-def test_a_conditional_space_is_searched_by_what_applies(search):
+def test_a_conditional_space_is_searched_by_the_settings_that_apply(search):
     sweep = make_sweep(search=search, trials=40, seeds=[3, 4], space=METHODS)
     rows = run_scored(sweep, score_of_method)
     assert len(rows) == sweep.num_trials == 2 * (1 + 2 + 6)
@@ -358,7 +356,7 @@ def test_a_conditional_space_is_searched_by_what_applies(search):
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
-def test_a_branch_that_is_used_up_leaves_the_search_to_those_without_end(search):
+def test_a_used_up_branch_leaves_the_search_to_the_infinite_ones(search):
     space = {
         "method": {"choice": ["boxinst", "boxteacher", "supervised", "qam"]},
         "qam.iou_thr": {"uniform": [0.0, 0.9], "when": {"method": "qam"}},

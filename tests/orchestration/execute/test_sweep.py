@@ -95,7 +95,7 @@ def test_impossible_values_fail_their_trial_alone(tmp_path):
     assert sweep.plan.trial_folder(trial).status().status == "failed"
 
 
-def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_cause(tmp_path):
+def test_the_sweep_reports_its_best_value_after_every_trial_and_the_journal_every_cause(tmp_path):
     sweep = make_driver(tmp_path)
     for number, value in enumerate((0.2, 0.5, 0.1)):
         trial = Trial(number, {"qam.k_top": number + 1}, seed=0)
@@ -115,7 +115,7 @@ def test_the_sweep_tells_its_best_value_after_every_trial_and_the_journal_every_
     ]
 
 
-def test_a_trial_that_its_storage_did_not_take_stops_the_sweep_and_is_run_again(tmp_path):
+def test_a_trial_that_could_not_be_stored_stops_the_sweep_and_is_run_again(tmp_path):
     sweep = make_driver(tmp_path)
     for number in range(2):
         sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
@@ -185,7 +185,7 @@ def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(
     assert costs[3:] == [costs[3]] * 21
 
 
-def test_a_resumed_sweep_knows_the_best_of_before(tmp_path):
+def test_a_resumed_sweep_knows_its_earlier_best(tmp_path):
     before = make_driver(tmp_path)
     for number, value in enumerate((0.5, 0.2)):
         each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
@@ -210,7 +210,7 @@ def test_a_sweep_does_not_go_on_with_other_data(tmp_path, start):
     assert sweep.folder.stored() == before
 
 
-def test_a_setting_that_was_drawn_twice_is_not_behind_one_drawn_once():
+def test_a_setting_drawn_twice_does_not_rank_behind_one_drawn_once():
     rows = [make_row(0, 0.9, k=1), make_row(1, 0.8, k=1), make_row(2, 0.5, k=2)]
     assert SweepTable(Criterion("m"), rows).best().id == "x-00"
 
@@ -299,7 +299,7 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
 
 
-def test_of_equal_trials_the_sweep_names_the_one_of_its_table(tmp_path):
+def test_among_equal_trials_the_sweep_and_its_table_name_the_same(tmp_path):
     sweep = make_driver(tmp_path)
     for number in (1, 0):  # as they end
         finish_with_checkpoint(sweep, number, 0.25)
@@ -366,7 +366,7 @@ def test_a_sweep_whose_only_trial_has_lost_its_best_checkpoint_has_no_best(tmp_p
     assert sweep.folder.stored().best == {}
 
 
-def test_a_best_checkpoint_that_a_trial_had_no_time_to_tell_of_counts(tmp_path):
+def test_a_best_checkpoint_counts_even_if_the_trial_had_no_time_to_report_it(tmp_path):
     sweep = make_driver(tmp_path)
     folder = open_trial(sweep, 0)
     shutil.rmtree(save(folder, 50, 0.25, best_step=50))
@@ -461,7 +461,7 @@ def test_the_table_ranks_by_the_mode_and_shows_seeds_only_if_they_differ():
     assert "| seed |" in several
 
 
-def test_settings_are_told_by_the_last_part_of_their_name():
+def test_settings_are_shown_by_the_last_part_of_their_name():
     assert (
         describe({"qam.iou_thr": 0.612345, "qam.fusion": "vote"}) == "iou_thr=0.6123 fusion=vote"
     )

@@ -34,7 +34,9 @@ def starting_steps(payload: Payload) -> list[int]:
     return [int(line.split()[1]) for line in (payload.folder / "starts").read_text().splitlines()]
 
 
-def test_short_memory_splits_the_batch_until_it_fits_and_goes_on_from_the_checkpoint(tmp_path):
+def test_short_memory_splits_the_batch_until_it_fits_and_training_continues_from_the_checkpoint(
+    tmp_path,
+):
     payload = make_payload(tmp_path, make_training(parts_needed=3))
     sent: list[dict[str, float]] = []
     train_here(payload, device="cpu", send=sent.append)
@@ -70,7 +72,7 @@ def test_one_of_several_workers_leaves_the_next_try_to_ray(tmp_path):
 
 
 @pytest.mark.parametrize("error", ["DataError", "ZeroDivisionError"])
-def test_what_would_fail_again_is_not_tried_again(tmp_path, error):
+def test_failures_that_would_recur_are_not_tried_again(tmp_path, error):
     payload = make_payload(tmp_path, make_training(fail_at=12, error=error))
     with pytest.raises((DataError, ZeroDivisionError)):
         train_here(payload, device="cpu")
@@ -92,7 +94,7 @@ def test_a_full_disk_ends_the_run_with_its_last_state(tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a process where it stands, as `kill -9` does: nobody writes anything after it."""
+    """Ends a process at once, as `kill -9` does: nothing is written after it."""
 
 
 def killed_in_the_last_evaluation(*arguments, reporter, **named):
@@ -119,7 +121,7 @@ def test_a_run_killed_in_its_last_evaluation_has_not_ended(tmp_path):
     assert [step for step, _ in folder.history("val/mask_ap")] == [5, 10, 15, 20]
 
 
-def test_an_evaluation_that_nobody_heard_of_is_told_by_the_next_process(tmp_path):
+def test_an_unreported_evaluation_is_reported_by_the_next_process(tmp_path):
     payload = make_payload(tmp_path, make_training())
     folder = RunFolder(payload.folder)
 
@@ -135,7 +137,7 @@ def test_an_evaluation_that_nobody_heard_of_is_told_by_the_next_process(tmp_path
     assert [each["step"] for each in sent] == [5, 10, 15, 20]
 
 
-def test_storage_that_takes_not_even_the_failure_ends_the_run_at_once(tmp_path, monkeypatch):
+def test_storage_that_cannot_even_record_the_failure_ends_the_run_at_once(tmp_path, monkeypatch):
     payload = make_payload(tmp_path, make_training(fail_at=12))
 
     def refuse(path, content):
@@ -150,7 +152,7 @@ def test_storage_that_takes_not_even_the_failure_ends_the_run_at_once(tmp_path, 
     assert starting_steps(payload) == [0]
 
 
-def test_a_machine_that_will_go_leaves_its_state_to_the_next_one(tmp_path, monkeypatch):
+def test_a_machine_about_to_be_taken_away_leaves_its_state_to_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr("orchestration.execute.reporter.STOP_POLL_S", -1.0)
     payload = make_payload(tmp_path, make_training())
     asked = []
@@ -169,7 +171,7 @@ def test_a_machine_that_will_go_leaves_its_state_to_the_next_one(tmp_path, monke
     assert starting_steps(payload) == [0, 8]
 
 
-def test_a_stop_that_was_asked_for_counts_more_than_a_machine_that_will_go(tmp_path):
+def test_a_requested_stop_wins_over_a_machine_about_to_be_taken_away(tmp_path):
     payload = make_payload(tmp_path, make_training())
     RunFolder(payload.folder).request_stop()
     train_here(payload, device="cpu", taken_away=lambda: True)
@@ -200,9 +202,7 @@ def killed_before_the_end(*arguments, reporter, **named):
 @pytest.mark.parametrize(
     ("lost", "begins", "then", "end"), [([10], 15, 15, 15), ([10, 15], 0, None, 10)]
 )
-def test_what_a_run_tells_as_best_is_that_of_a_checkpoint_that_is_there(
-    tmp_path, lost, begins, then, end
-):
+def test_the_best_that_a_run_reports_has_an_existing_checkpoint(tmp_path, lost, begins, then, end):
     payload = make_payload(tmp_path, killed_before_the_end)
     folder = RunFolder(payload.folder)
     with pytest.raises(Killed):

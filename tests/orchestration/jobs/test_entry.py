@@ -25,7 +25,7 @@ def test_output_and_exit_code_are_kept_and_passed_on(tmp_path: Path, capfdbinary
 
 
 def test_a_request_to_stop_leaves_the_end_to_the_command(tmp_path: Path):
-    """Ray signals the whole tree at once: the entry waits, and tells how the command ended."""
+    """Ray signals the whole tree at once: the entry waits, and reports how the command ended."""
     program = (
         "import sys, orchestration.jobs.entry as entry\n"
         "sys.executable = sys.argv[1]\n"

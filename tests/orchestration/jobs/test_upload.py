@@ -53,7 +53,7 @@ def test_tracked_files_go_along_as_they_are_now_even_ignored_ones(checkout: Path
         assert archive.read("exp.yaml") == b"name: changed\n"
 
 
-def test_a_deleted_file_is_left_out_and_told(checkout: Path):
+def test_a_deleted_file_is_left_out_and_reported(checkout: Path):
     (checkout / "exp.yaml").unlink()
     upload = find_files(checkout)
     assert Path("exp.yaml") not in upload.sizes
@@ -71,7 +71,7 @@ def test_a_link_to_a_folder_goes_along_as_the_files_that_it_shows(checkout: Path
         assert archive.read("data/large.txt") == b"x" * 1000
 
 
-def test_a_link_to_nothing_and_a_name_that_is_not_utf_8_are_told(checkout: Path):
+def test_a_dangling_link_and_a_name_that_is_not_utf_8_are_reported(checkout: Path):
     (checkout / "gone").symlink_to("nowhere")
     odd = os.fsdecode(b"caf\xe9.yaml")
     (checkout / odd).write_text("name: t\n")
@@ -85,7 +85,7 @@ def test_a_link_to_nothing_and_a_name_that_is_not_utf_8_are_told(checkout: Path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_another_user_is_told_with_the_way_out(
+def test_a_folder_of_another_user_is_refused_with_the_way_out(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))

@@ -54,7 +54,7 @@ def test_storage_that_cannot_be_written_is_a_fault(tmp_path):
     assert findings(tmp_path / "not/yet/there")["storage"].fix is None
 
 
-def test_open_doors_are_told(monkeypatch, tmp_path):
+def test_insecure_settings_are_reported(monkeypatch, tmp_path):
     (tmp_path / ".ray").mkdir()
     token = tmp_path / ".ray/auth_token"
     token.write_text("secret")
@@ -66,7 +66,7 @@ def test_open_doors_are_told(monkeypatch, tmp_path):
     assert findings()["ray token"].fix is None
 
 
-def test_a_program_that_fails_tells_its_last_line():
+def test_a_failing_program_is_reported_with_its_last_line():
     assert RUN_PYTHON("raise ValueError('no luck')") == "ValueError: no luck"
     assert RUN_PYTHON("pass") is None
     assert RUN_PYTHON("import time; time.sleep(9)", 0.1) == "takes longer than 0 s"
@@ -88,7 +88,7 @@ def test_a_ray_that_does_not_start_is_a_fault_with_its_cause(monkeypatch, capsys
     assert "Ray does not start: why" in capsys.readouterr().out
 
 
-def test_what_batch_systems_and_company_networks_set_is_looked_at(monkeypatch, tmp_path):
+def test_variables_of_batch_systems_and_company_networks_are_checked(monkeypatch, tmp_path):
     long = tmp_path / ("batch-system-" * 4)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))

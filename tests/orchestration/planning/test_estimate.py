@@ -24,7 +24,7 @@ def guess(**changes):
     return None if found is None else found[0]
 
 
-def test_the_published_run_comes_out_as_published():
+def test_the_published_run_is_estimated_as_published():
     step_s, basis = estimate_step(spec(), aspect=None)
     assert step_s == pytest.approx(0.81)
     assert "x1.00 in multiply-adds" in basis

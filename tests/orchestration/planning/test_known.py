@@ -1,4 +1,4 @@
-"""What earlier sweeps tell a new one: their best settings, which it tries first."""
+"""What a new sweep takes from earlier ones: their best settings, which it tries first."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def test_the_best_third_is_tried_first(tmp_path: Path):
     assert known.sentences == ["start_from old: 2 settings to try"]
 
 
-def test_only_what_lies_in_the_space_is_tried(tmp_path: Path):
+def test_only_settings_in_the_space_are_tried(tmp_path: Path):
     make_earlier(tmp_path, SCORES)
     narrow = {"space": {"qam.iou_thr": {"uniform": [0.05, 0.4]}}, "trials": 20}
     known = find_known(make_spec(tmp_path, ["old"], sweep=narrow))
     assert known.points == [{"qam.iou_thr": 0.3}, {"qam.iou_thr": 0.1}]
 
 
-def test_a_sweep_that_wanted_less_gives_its_least_first(tmp_path: Path):
+def test_a_sweep_that_minimises_gives_its_smallest_first(tmp_path: Path):
     make_earlier(tmp_path, SCORES, sweep={"mode": "min"})
     assert find_known(make_spec(tmp_path, ["old"])).points[0] == {"qam.iou_thr": 0.1}
 
 
-def test_settings_that_are_tried_anyway_leave_their_room_to_the_next_best(tmp_path: Path):
+def test_settings_that_are_tried_anyway_leave_their_place_to_the_next_best(tmp_path: Path):
     make_earlier(tmp_path, SCORES)
     own_was_best = {"search": "random", "trials": 3, "points": [{"qam.iou_thr": 0.5}]}
     known = find_known(make_spec(tmp_path, ["old", "best:old"], sweep=own_was_best))
@@ -96,7 +96,7 @@ def test_the_best_setting_of_a_sweep_is_tried_once(tmp_path: Path):
     assert [queue.next().values["qam.iou_thr"] for _ in range(2)] == [0.8, 0.5]
 
 
-def test_names_that_vary_now_have_the_value_of_before(tmp_path: Path):
+def test_settings_that_vary_only_now_take_their_earlier_value(tmp_path: Path):
     make_earlier(tmp_path, SCORES, qam={"k_top": 7})
     space = SPACE | {"qam.k_top": {"choice": [7, 20]}}
     known = find_known(make_spec(tmp_path, ["old"], sweep={"space": space}))
@@ -115,7 +115,7 @@ def test_names_that_vary_now_have_the_value_of_before(tmp_path: Path):
         ("old", "none of its trials has a value yet; widen the space, or leave the sweep out"),
     ],
 )
-def test_what_tells_nothing_is_refused(tmp_path: Path, name: str, message: str):
+def test_unusable_earlier_sweeps_are_refused(tmp_path: Path, name: str, message: str):
     folder = make_earlier(tmp_path, {0.1: 0.2})
     if name == "old":
         RunFolder(folder.path / f"{folder.path.name}-00").update(best={})

@@ -1,4 +1,4 @@
-"""What is refused before anything starts, and that looking leaves nothing behind."""
+"""What is refused before anything starts; the checks leave nothing behind."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def make_sweep_spec(tmp_path: Path, **sweep: Any) -> SweepSpec:
     return SweepSpec.model_validate({"storage": tmp_path / "runs", "sweep": sweep})
 
 
-def test_a_plan_tells_how_many_settings_there_are_and_that_none_is_run_twice(tmp_path: Path):
+def test_a_plan_says_how_many_settings_there_are_and_that_none_is_run_twice(tmp_path: Path):
     space = {"qam.k_top": {"randint": [1, 4]}, "qam.fusion": {"choice": ["vote", "weighted"]}}
     plan = make_plan(make_sweep_spec(tmp_path, trials=10, seeds=[0, 1], space=space))
     assert (plan.settings, plan.trials) == (6, 12)
@@ -286,7 +286,7 @@ def test_a_plan_tells_how_many_settings_there_are_and_that_none_is_run_twice(tmp
     assert (endless.settings, endless.trials) == (None, 8)
 
 
-def test_a_plan_tells_the_price_of_its_gpu_hours(tmp_path: Path):
+def test_a_plan_shows_the_price_of_its_gpu_hours(tmp_path: Path):
     gpus = {"workers": 2, "gpus_per_worker": 1, "price_per_gpu_hour": 2.5}
     settings = {"storage": tmp_path / "runs", "train": {"steps": 100}, "resources": gpus}
     space = {"qam.k_top": {"choice": [1, 5, 10]}}
@@ -318,7 +318,7 @@ def test_trials_of_other_lengths_are_not_compared_at_the_same_step(tmp_path: Pat
     check(make_sweep_spec(tmp_path, space={"train.steps": {"choice": [100]}}))
 
 
-def test_a_plan_without_earlier_runs_tells_a_time_by_size_where_the_network_is_on_record(
+def test_a_plan_without_earlier_runs_estimates_the_time_by_size_for_networks_on_record(
     tmp_path: Path,
 ):
     plan = make_plan(make_spec(tmp_path, train={"steps": 100}))
@@ -402,7 +402,7 @@ def test_a_sweep_by_mask_ap_needs_masks_and_one_by_box_ap_does_not(
         ({"uniform": [0.2237, 0.5]}, None, False),
     ],
 )
-def test_score_thresholds_of_a_sweep_that_train_alike_are_told(
+def test_score_thresholds_that_make_no_difference_in_training_are_reported(
     tmp_path: Path, domain: dict[str, Any], floors: dict[str, Any] | None, alike: bool
 ):
     space = {"qam.score_thr": domain} | ({"teacher.cand_score_thr": floors} if floors else {})
@@ -437,7 +437,7 @@ def test_auto_takes_ray_train_only_for_what_one_process_on_these_cpus_cannot_do(
     assert runner(runner="inline") == "inline"
 
 
-def test_variables_of_mlflow_that_have_no_effect_are_told(
+def test_variables_of_mlflow_without_effect_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     spec, told = make_spec(tmp_path), "MLFLOW_TRACKING_URI has no effect; tracking.uri says it"

@@ -63,7 +63,7 @@ def test_every_choice_has_a_reason_or_follows_one_of_its_group(sets):
     assert reasoned >= {"data", "model", "train", "solver", "boxinst", "resources"}
 
 
-def test_objects_have_the_same_size_at_evaluation_whatever_they_have_in_the_files(sets):
+def test_objects_have_the_same_size_at_evaluation_for_any_size_in_the_files(sets):
     sides = {name: values(recipe(source))["train.eval_size"] for name, source in sets.items()}
     assert sides["small"] > 2 * sides["large"]
     for name, source in sets.items():
@@ -104,7 +104,7 @@ def test_labelling_is_slow_where_updates_are(sets):
     assert recipe(sets["rings"], step_s=1.35, label_boxes=100).times.label_s == pytest.approx(51)
 
 
-def test_large_objects_are_looked_at_more_closely_towards_the_end_in_fewer_updates(sets):
+def test_large_objects_get_larger_views_towards_the_end_in_fewer_updates(sets):
     large, small = (recipe(sets[name], minutes=10, step_s=0.5) for name in ("large", "small"))
     assert "train.closer" not in values(small)
     train = large.spec().train
@@ -120,7 +120,7 @@ def test_without_a_time_there_are_as_many_updates_as_usual(sets):
     assert "no time was given" in made.text()
 
 
-def test_a_time_that_is_too_short_for_the_least_is_told_not_to_be_kept(sets):
+def test_a_time_too_short_for_the_fewest_updates_gives_a_warning(sets):
     made = recipe(sets["rings"], minutes=FEWEST_MINUTES, step_s=60.0)
     assert made.steps == LEAST_STEPS
     assert f"{LEAST_STEPS} updates are the least" in describe_time(made)
@@ -148,7 +148,7 @@ def test_the_machine_decides_threads_device_and_how_memory_is_spent(sets):
     assert "train.accumulate" not in large
 
 
-def test_what_is_asked_for_wins_and_is_marked(sets, tmp_path):
+def test_settings_of_the_user_win_and_are_marked(sets, tmp_path):
     made = recipe(
         sets["rings"], overrides=["train.seed=3", "model.channels=32", "loss={mask_weight: 1.5}"]
     )
@@ -168,7 +168,7 @@ def test_names_of_files_become_names_of_experiments():
     assert name_after(Path("….json")) == "boxes"
 
 
-def test_the_command_prints_or_writes_it(sets, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_or_writes_the_recipe(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = without_masks(sets["rings"], tmp_path / "mine.json")
     ask = ["recipe", "mine.json", "--images", str(source.images), "--minutes", "3"]
@@ -198,7 +198,7 @@ def test_the_command_prints_or_writes_it(sets, tmp_path, monkeypatch, capsys):
         (["--images", "nowhere"], 2, "--images nowhere: is not a folder"),
     ],
 )
-def test_what_cannot_be_done_is_told(sets, more, code, told, capsys):
+def test_wrong_options_are_refused_with_the_reason(sets, more, code, told, capsys):
     assert run(["recipe", str(sets["rings"].annotations), *more]) == code
     assert told in capsys.readouterr().err
 
@@ -208,9 +208,7 @@ def test_a_folder_is_no_coco_file(tmp_path, capsys):
     assert "boxseg data import" in capsys.readouterr().err
 
 
-def test_settings_that_do_not_fit_are_warned_of_wherever_they_are_looked_at(
-    sets, tmp_path, capsys
-):
+def test_every_command_warns_of_settings_that_do_not_fit(sets, tmp_path, capsys):
     source = sets["small"]
     path = tmp_path / "mine.yaml"
     data = json.dumps({"images": str(source.images), "annotations": str(source.annotations)})

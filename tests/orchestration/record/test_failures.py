@@ -84,7 +84,7 @@ def test_an_error_has_its_class_policy_and_exit_code(error, expected, policy, co
     assert exit_code_for(error_of(failure)) == code
 
 
-def test_a_summary_that_is_cut_shows_it():
+def test_a_shortened_summary_shows_that_it_is_cut():
     assert Failure("DataError", "a.json: bad").summary == "data: a.json: bad"
     assert Failure("DataError", "long " * 100).summary.endswith(" long …")
 
@@ -93,7 +93,7 @@ def test_every_class_has_a_rule():
     assert set(RULES) == set(FailureClass)
 
 
-def test_only_what_tells_more_than_a_lost_process_names_a_cause():
+def test_only_failures_that_say_more_than_a_lost_process_name_a_cause():
     assert Failure.of(MemoryError()).names_cause
     assert Failure.of(DataError("x")).names_cause
     assert not Failure.of(RuntimeError("Connection reset by peer")).names_cause

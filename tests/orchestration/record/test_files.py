@@ -1,4 +1,4 @@
-"""Files stay whole when the disk does not play along, and the message names the path and the way out."""
+"""Files stay whole when the disk fails, and the message names the path and the way out."""
 
 import errno
 import logging
@@ -43,7 +43,7 @@ def test_a_fault_of_the_disk_leaves_the_old_file_and_names_the_way_out(
     assert path.read_text() == "old"
 
 
-def test_a_vanished_folder_is_named_and_not_made_anew(tmp_path):
+def test_a_vanished_folder_is_named_and_not_created_again(tmp_path):
     for write in (lambda path: write_atomic(path, "x"), lambda path: append_line(path, {})):
         with pytest.raises(StorageError, match="the folder is gone; mount or restore it"):
             write(tmp_path / "unmounted" / "file")
@@ -61,7 +61,7 @@ def test_a_synced_line_is_read_back(tmp_path):
     assert [line["a"] for line in read_lines(tmp_path / "lines", dict[str, Any])[0]] == [1, 2]
 
 
-def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_path):
+def test_a_lock_held_by_another_is_refused_at_once_if_asked_not_to_wait(tmp_path):
     with (
         file_lock(tmp_path / "lock"),
         pytest.raises(BlockingIOError),
@@ -72,7 +72,7 @@ def test_a_lock_that_another_has_is_refused_at_once_where_nobody_is_to_wait(tmp_
         pass
 
 
-def test_a_lock_leaves_what_is_in_its_file_and_follows_no_link(tmp_path):
+def test_a_lock_keeps_the_content_of_its_file_and_follows_no_link(tmp_path):
     (tmp_path / "lock").write_text("kept")
     with file_lock(tmp_path / "lock"):
         pass
@@ -88,7 +88,7 @@ def test_a_lock_leaves_what_is_in_its_file_and_follows_no_link(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_a_log_that_cannot_be_written_is_no_news(tmp_path, capsys):
+def test_a_log_that_cannot_be_written_is_ignored(tmp_path, capsys):
     logger = logging.getLogger("somebody.else")
     for path in (Path("/dev/full"), tmp_path / "logs" / "its.log"):
         log_to_file(path, ["somebody.else"])

@@ -55,7 +55,7 @@ def make_trial(sweep: RunFolder, trial: Trial, status: str) -> RunFolder:
     return folder
 
 
-def test_checkpoints_of_an_ended_trial_that_are_of_no_more_use_go(tmp_path):
+def test_useless_checkpoints_of_an_ended_trial_are_removed(tmp_path):
     sweep = make_sweep(tmp_path)
     checkpoints = make_trial(sweep, TRIALS[0], "finished").path / "checkpoints"
     checkpoints.mkdir()
@@ -110,7 +110,7 @@ def test_every_line_of_the_journal_is_whole(tmp_path):
     assert json.loads(line).items() >= {"event": "trial_drawn", "number": 0, "seed": 7}.items()
 
 
-def test_the_newest_sweep_is_the_one_that_began_last_whatever_the_clock_said(tmp_path):
+def test_the_newest_sweep_is_the_one_that_began_last_even_if_the_clock_was_set(tmp_path):
     make_sweep(tmp_path, "20360101-000000-aaaa", created=9.0)  # its clock was ahead
     newest = make_sweep(tmp_path, "20260101-000000-aaaa", created=2.0)
     assert newest_sweep(tmp_path, "toy").path == newest.path
@@ -126,7 +126,7 @@ def test_the_newest_sweep_counts(tmp_path):
     assert newest_sweep(tmp_path, "other") is None
 
 
-def test_a_name_whose_sweep_was_interrupted_needs_a_word(tmp_path):
+def test_a_name_whose_sweep_was_interrupted_needs_a_decision(tmp_path):
     spec = make_spec(tmp_path)
     assert find_sweep(spec) is None
     with pytest.raises(ConfigError, match="no interrupted sweep toy"):
@@ -140,12 +140,12 @@ def test_a_name_whose_sweep_was_interrupted_needs_a_word(tmp_path):
     assert find_sweep(spec, "resume").path == folder.path
 
 
-def test_an_ended_sweep_does_not_bar_its_name(tmp_path):
+def test_an_ended_sweep_does_not_block_its_name(tmp_path):
     make_sweep(tmp_path, status="finished")
     assert find_sweep(make_spec(tmp_path)) is None
 
 
-def test_a_sweep_that_its_driver_could_not_end_bars_nothing_and_can_go_on(tmp_path):
+def test_a_sweep_that_its_driver_could_not_end_blocks_nothing_and_can_be_resumed(tmp_path):
     folder = make_sweep(tmp_path, status="failed")
     folder.note("sweep_start")
     assert find_sweep(make_spec(tmp_path)) is None
@@ -201,7 +201,7 @@ def test_a_space_may_change_as_long_as_it_holds_what_was_drawn(tmp_path):
         find_sweep(with_space(**{"qam.iou_thr": {"uniform": [0, 0.9]}}), "resume")
 
 
-def test_seeds_are_added_and_none_is_lost(tmp_path):
+def test_seeds_are_added_and_never_lost(tmp_path):
     sweep = {"space": {"qam.k_top": {"choice": [1, 2, 3, 4]}}, "trials": 4, "seeds": [5, 7]}
     folder = make_sweep(tmp_path, status="finished")
     folder.note("sweep_end", status="finished")
@@ -247,7 +247,7 @@ def test_any_sweep_can_be_named(tmp_path):
         find_sweep(make_spec(tmp_path, name="other"), "resume", older.path.name)
 
 
-def test_only_what_may_go_better_is_tried_again(tmp_path):
+def test_only_failures_that_may_not_recur_are_tried_again(tmp_path):
     sweep = make_sweep(tmp_path, status="finished")
     planned = make_spec(tmp_path).sweep.model_copy(update={"seeds": [7]})
     kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
@@ -298,7 +298,7 @@ def test_a_sweep_that_its_budget_ended_can_be_resumed(tmp_path):
     assert find_sweep(spec, "resume").path == folder.path
 
 
-def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
+def test_auto_resume_starts_continues_and_retries_failures(tmp_path):
     spec = make_spec(tmp_path)
     assert choose_start(spec) is None
     sweep = make_sweep(tmp_path)
@@ -330,7 +330,7 @@ def test_auto_resume_begins_goes_on_and_runs_again_what_failed(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["created", "interrupted", "failed"])
-def test_auto_resume_of_a_run_goes_on_with_the_newest_unless_it_has_finished(tmp_path, status):
+def test_auto_resume_of_a_run_continues_the_newest_unless_it_has_finished(tmp_path, status):
     spec = RunSpec.model_validate({"name": "toy", "storage": tmp_path})
     assert find_newest_run(spec) is None
     make_sweep(tmp_path, created=9.0)  # of the same name, but no run

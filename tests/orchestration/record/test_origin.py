@@ -76,7 +76,7 @@ def test_a_repeated_run_has_the_same_metrics_to_the_last_digit(trained, capsys):
     assert f"compare: boxseg runs compare {trained.path} {again.folder}" in said
 
 
-def test_the_model_lies_in_the_experiment_of_its_run_and_nothing_in_the_current_folder(trained):
+def test_the_model_is_in_the_experiment_of_its_run_and_nothing_in_the_current_folder(trained):
     client = mlflow.MlflowClient(trained.read_tracking()["uri"])
     place = client.get_experiment_by_name("again").experiment_id
     models = client.search_logged_models(experiment_ids=[place])
@@ -192,7 +192,7 @@ def test_changes_of_the_checkout_are_kept_as_a_patch(checkout, tmp_path):
     assert "-a = 1\n+a = 2\n" in (folder.path / "changes.diff").read_text()
 
 
-def test_a_resumed_run_keeps_the_changes_that_it_goes_on_with(checkout, tmp_path):
+def test_a_resumed_run_keeps_the_code_changes_that_it_is_resumed_with(checkout, tmp_path):
     spec = RunSpec.model_validate(
         {
             **SETTINGS,
@@ -217,6 +217,6 @@ def test_long_changes_are_only_counted(checkout, tmp_path):
     assert "not kept" in (folder.path / "changes.diff").read_text()
 
 
-def test_outside_of_a_checkout_nothing_is_said_of_the_code(tmp_path, monkeypatch):
+def test_outside_of_a_checkout_nothing_is_recorded_about_the_code(tmp_path, monkeypatch):
     monkeypatch.setattr(origin.boxseg, "__file__", str(tmp_path / "boxseg" / "__init__.py"))
     assert "git_commit" not in origin.provenance(RunSpec())

@@ -1,4 +1,4 @@
-"""The time left is told from measured steps, and not before there are some."""
+"""The time left is estimated from measured steps, and not shown before there are some."""
 
 import json
 import os
@@ -49,7 +49,7 @@ class Trials:
         return self._progress._seconds_left(table)
 
 
-def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
+def test_a_sweep_says_once_what_its_trials_start_from(tmp_path, capsys):
     progress = SweepProgress("toy", 2, shown=True)
     rows = []
     for number in range(2):
@@ -73,7 +73,7 @@ def test_a_sweep_tells_once_what_its_trials_start_from(tmp_path, capsys):
     assert capsys.readouterr().err == "starts from there (0)\n"
 
 
-def test_what_was_done_before_this_command_is_not_told_again(tmp_path, capsys):
+def test_what_was_done_before_this_command_is_not_reported_again(tmp_path, capsys):
     trials = Trials(tmp_path, planned=3)
     trials.report(0, 50, time=5)
     trials.end(0, "finished", step=100, seconds=10)
@@ -127,7 +127,7 @@ def test_trials_to_come_take_as_long_as_those_that_ended_and_the_slowest_decides
     assert trials.seconds_left() == 70.0
 
 
-def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, monkeypatch):
+def test_an_ended_trial_is_not_read_again_unless_it_is_resumed(tmp_path, monkeypatch):
     trials = Trials(tmp_path, planned=4)
     trials.report(0, step=50, time=10.0)
     trials.end(0, "interrupted", step=50, seconds=40.0)
@@ -145,7 +145,7 @@ def test_a_trial_that_ended_is_not_looked_at_again_unless_it_goes_on(tmp_path, m
     assert looks
 
 
-def test_durations_are_told_in_their_unit():
+def test_durations_are_shown_in_a_suitable_unit():
     assert [show_duration(seconds) for seconds in (4.6, 89, 91, 7400)] == [
         "5 s",
         "89 s",
@@ -166,7 +166,7 @@ def beat(folder: RunFolder, step: int) -> None:
     )
 
 
-def test_a_run_tells_its_pace_from_the_second_update_on_and_then_its_reports(tmp_path, capsys):
+def test_a_run_shows_its_pace_from_the_second_update_on_and_then_its_reports(tmp_path, capsys):
     folder = RunFolder(tmp_path / "run").create(RunStatus("run", "toy", steps=4000), "")
     with RunProgress(folder) as progress:
         progress.update()
@@ -204,7 +204,7 @@ def test_the_line_that_changes_is_never_older_than_the_one_above_it(tmp_path, mo
 
 
 @pytest.mark.parametrize("live", [False, True])
-def test_a_reader_that_leaves_does_not_end_the_work(tmp_path, monkeypatch, live):
+def test_a_closed_output_does_not_end_the_work(tmp_path, monkeypatch, live):
     reader, writer = os.pipe()
     os.close(reader)
     # rich takes that for a terminal

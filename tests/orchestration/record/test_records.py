@@ -118,12 +118,12 @@ def test_an_odd_status_is_named_and_hides_no_other_run(tmp_path: Path, caplog, c
         find_run(tmp_path, "odd").status()
 
 
-def test_a_sound_status_may_have_fields_that_nobody_knows(tmp_path: Path):
+def test_a_sound_status_may_have_unknown_fields(tmp_path: Path):
     make_run(tmp_path, "new", content=json.dumps(sound("new", colour="red", metrics={"a": 1})))
     assert [(status.id, status.metrics) for status in list_runs(tmp_path)] == [("new", {"a": 1.0})]
 
 
-def test_what_is_no_plain_file_is_named_and_nobody_waits_for_it(tmp_path: Path, caplog):
+def test_anything_but_a_plain_file_is_named_and_not_waited_for(tmp_path: Path, caplog):
     make_run(tmp_path, "good")
     for number, make in enumerate(
         (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"))
@@ -175,7 +175,7 @@ def test_an_odd_line_of_the_metrics_is_left_out_and_named(tmp_path: Path, caplog
     assert f"{folder.metrics_path}:2 and 1 other lines: left out" in caplog.text
 
 
-def test_lines_are_counted_from_the_first_one_wherever_reading_begins(tmp_path: Path, caplog):
+def test_lines_are_counted_from_the_first_one_even_if_reading_begins_later(tmp_path: Path, caplog):
     folder = RunFolder(make_run(tmp_path, "run"))
     folder.append_metrics(1, {"a": 1.0})
     _, offset = folder.reports_since(0)
@@ -194,7 +194,7 @@ def test_a_place_beyond_the_end_means_another_file_which_is_read_whole(tmp_path:
 @pytest.mark.parametrize(
     "content", [*ODD, '{"uri": 5}', '{"offset": -1}', '{"files": []}', '{"run_id": ["a"]}']
 )
-def test_an_odd_note_about_tracking_counts_as_none(tmp_path: Path, content: str):
+def test_an_odd_tracking_record_is_ignored(tmp_path: Path, content: str):
     folder = RunFolder(make_run(tmp_path, "run"))
     folder.tracking_path.write_text(content)
     assert folder.read_tracking() == {}
@@ -256,7 +256,7 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
         {"values": {"qam.k_top": 2, "qam.iou_thr": 0.5}},
     ],
 )
-def test_a_folder_that_is_none_of_the_sweeps_trials_is_left_out_and_named(
+def test_a_folder_that_is_not_one_of_the_sweeps_trials_is_left_out_and_named(
     tmp_path: Path, caplog, changes: dict
 ):
     sweep, spec = make_sweep(tmp_path)
@@ -277,7 +277,7 @@ def test_a_trial_with_an_odd_status_is_missing_from_the_table_and_named(tmp_path
     assert caplog.text.count(str(odd.status_path)) == 1
 
 
-def test_an_older_sweep_does_not_stand_in_for_a_newer_one_that_is_damaged(tmp_path: Path):
+def test_an_older_sweep_does_not_replace_a_damaged_newer_one(tmp_path: Path):
     sweep, _ = make_sweep(tmp_path)
     make_run(tmp_path, "20260101-000001-aaaa", content="[]")  # no sweep: it has no journal
     assert newest_sweep(tmp_path, "toy").path == sweep.path
@@ -288,7 +288,7 @@ def test_an_older_sweep_does_not_stand_in_for_a_newer_one_that_is_damaged(tmp_pa
         newest_sweep(tmp_path, "toy")
 
 
-def test_commands_tell_of_odd_files_and_of_all_the_rest(
+def test_commands_name_odd_files_and_show_all_the_others(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

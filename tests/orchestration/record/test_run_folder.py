@@ -32,7 +32,7 @@ def make_run(storage: Path, run_id: str = "20260101-000000-aaaa", **fields) -> R
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_the_time_between_an_end_and_the_next_start_is_no_work(tmp_path, is_killed):
+def test_the_time_between_an_end_and_the_next_start_does_not_count_as_work(tmp_path, is_killed):
     now, hour = time.time(), 3600
     folder = make_run(tmp_path, created=now - 30 * hour, started=now - 30 * hour)
     folder.update(status="running", pid=2**22 + 1)
@@ -76,7 +76,7 @@ def test_a_request_to_stop_replaces_a_link_in_its_place(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_who_is_to_train_waits_for_whoever_still_trains_there(tmp_path):
+def test_a_process_that_is_to_train_waits_for_one_that_still_trains_there(tmp_path):
     folder = make_run(tmp_path)
     has_begun = threading.Event()
 
@@ -104,7 +104,7 @@ def test_a_thousand_ids_of_a_second_differ(monkeypatch):
 
 
 def make_folders(parent: Path, count: int) -> list[str]:
-    """In a process of its own: folders with ids of one second, of which there are only 64."""
+    """Make folders with ids of the same second, of which there are only 64; for a process of its own."""
     import orchestration.record.run_folder as module
 
     module.new_id = lambda: f"20261122-171500-{secrets.randbelow(64):02d}"
@@ -172,7 +172,7 @@ def test_training_and_evaluation_of_one_step_are_both_kept(tmp_path):
     assert folder.history("val/mask_ap") == [(20, 0.5)]
 
 
-def test_another_best_evaluation_comes_with_all_that_was_reported_of_it(tmp_path):
+def test_another_best_evaluation_has_everything_that_was_reported_for_it(tmp_path):
     folder = make_run(tmp_path)
     first = {"val/mask_ap": 0.2, "cost/step_s": 0.5}
     folder.report(10, {"train/loss": 1.0})
@@ -215,7 +215,7 @@ def test_a_failure_of_ours_replaces_a_foreign_one_but_not_the_other_way_round(tm
     assert folder.status().failure.is_ours
 
 
-def test_a_kind_of_our_errors_counts_as_what_it_is_a_kind_of():
+def test_subclasses_of_our_errors_count_as_their_class():
     failure = Failure.of(
         UnreadableError(Path("a.png"), "is empty", "images are not", "replace it")
     )
@@ -223,7 +223,7 @@ def test_a_kind_of_our_errors_counts_as_what_it_is_a_kind_of():
     assert exit_code_for(error_of(failure)) == ExitCode.DATA
 
 
-def test_of_a_long_foreign_text_the_last_line_is_kept():
+def test_the_last_line_of_a_long_foreign_text_is_kept():
     text = "\n".join(["Traceback of Ray"] * 20 + ["ValueError: the cause"])
     assert Failure.of(RuntimeError(text)) == Failure("RuntimeError", "ValueError: the cause")
     assert Failure.of(RuntimeError()).text == "RuntimeError"
@@ -265,7 +265,7 @@ def test_a_run_whose_process_is_gone_reads_as_interrupted(tmp_path):
     )
 
 
-def test_a_copy_of_a_run_that_still_works_is_driven_by_nobody(tmp_path):
+def test_a_copy_of_a_running_run_does_not_count_as_running(tmp_path):
     tags = {"host": "another machine"}
     run = RunFolder(tmp_path / "run").create(
         RunStatus("run", "toy", status="running", tags=tags, **own_process()), ""
@@ -334,7 +334,7 @@ def test_text_that_is_not_utf8_stays_readable_in_status_and_journal(tmp_path):
     assert [event["cause"] for event in folder.journal()] == ["photo ?.jpg 猫"]
 
 
-def test_a_copy_under_another_name_goes_on_as_a_run_of_its_own(tmp_path):
+def test_a_copy_under_another_name_continues_as_a_run_of_its_own(tmp_path):
     original = make_run(tmp_path)
     original.write_tracking({"run_id": "abc"})
     original.finish("interrupted")
@@ -354,7 +354,7 @@ def test_a_copy_under_another_name_goes_on_as_a_run_of_its_own(tmp_path):
     assert {run.id for run in list_runs(tmp_path)} == {"copy", original.path.name}
 
 
-def test_a_run_lives_on_when_the_clock_is_set(tmp_path, monkeypatch):
+def test_a_run_still_counts_as_running_after_the_clock_was_set(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "toy" / "20260101-000000-aaaa")
     tags = {"host": socket.gethostname()}
     folder.create(RunStatus("20260101-000000-aaaa", "toy", tags=tags, **own_process()), "name: t")

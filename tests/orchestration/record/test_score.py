@@ -33,14 +33,14 @@ def test_the_score_is_the_best_value_so_far_and_what_is_not_finite_is_none(
     assert read_scores(trial, criterion) == expected
 
 
-def test_evaluations_that_a_resumed_trial_made_anew_count_once(tmp_path):
+def test_evaluations_repeated_by_a_resumed_trial_count_once(tmp_path):
     trial = RunFolder(tmp_path / "x").create(RunStatus("x", "x"), "")
     for step, value in ((10, 0.2), (20, 0.9), (10, 0.2), (20, 0.4)):
         trial.report(step, {"val/mask_ap": value})
     assert read_scores(trial, LARGER) == [(10, 0.2), (20, 0.4)]
 
 
-def test_settings_that_ran_to_their_ends_come_first_whatever_the_others_reached():
+def test_completed_settings_come_first_even_if_stopped_ones_reached_more():
     whole = [make_row(0.2, seed=0), make_row(0.4, seed=1)]
     half = [make_row(0.6, seed=0), make_row(0.9, "stopped", seed=1)]
     stopped = [make_row(0.9, "stopped", seed=0), make_row(0.9, "interrupted", seed=1)]
@@ -56,7 +56,7 @@ def test_settings_that_ran_to_their_ends_come_first_whatever_the_others_reached(
     assert merit_of(whole, SMALLER, seeds=2).score == pytest.approx(-0.3)
 
 
-def test_of_one_seed_one_trial_counts():
+def test_one_trial_counts_for_each_seed():
     rows = [make_row(0.9, "stopped"), make_row(0.3), make_row(0.3), make_row(0.5, seed=1)]
     assert trials_that_count(rows) == [rows[1], rows[3]]
     assert not merit_of(rows[1:3], LARGER, seeds=2).all_finished

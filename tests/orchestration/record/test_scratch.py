@@ -1,4 +1,4 @@
-"""Nobody removes the folder of a process that lives, wherever that is."""
+"""The folder of a living process is never removed, not even from another container."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "around", [(), ("unshare", "--pid", "--fork")], ids=["here", "another container"]
 )
-def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(
+def test_a_folder_is_removed_only_once_its_owner_is_gone_even_from_another_container(
     monkeypatch, tmp_path, around
 ):
     if around and subprocess.run([*around, "true"], check=False, capture_output=True).returncode:
@@ -69,7 +69,7 @@ def test_a_folder_goes_only_when_its_owner_has_gone_wherever_that_lives(
         assert not folder.exists()
 
 
-def test_what_is_not_provably_left_over_stays(tmp_path):
+def test_folders_that_may_still_be_in_use_are_kept(tmp_path):
     place = tmp_path / "t"
     (place / "boxseg-x-1-beginning").mkdir()
     (tmp_path / "mine").mkdir()
@@ -102,7 +102,7 @@ def test_sockets_of_ray_get_a_short_place_where_tmpdir_is_a_long_path(
         assert folder.parent == long  # files have no such limit
 
 
-def test_no_place_for_sockets_is_told_with_the_way_out(
+def test_a_missing_place_for_sockets_is_refused_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))

@@ -38,7 +38,7 @@ def runs(tmp_path) -> dict[str, RunFolder]:
     return made
 
 
-def test_only_what_differs_is_told(runs):
+def test_only_differing_settings_are_shown(runs):
     found = compare_runs([runs["a0"], runs["b1"]])
     assert found.settings == {"train.seed": [0, 1], "qam.k_top": [10, 5]}
     assert found.origin == {}
@@ -46,7 +46,7 @@ def test_only_what_differs_is_told(runs):
     assert same.settings == {}
 
 
-def test_other_code_and_other_data_are_told(runs, tmp_path):
+def test_other_code_and_other_data_are_shown(runs, tmp_path):
     other = make_run(tmp_path, "c", ap=0.3, data="e", k_top=10)
     assert compare_runs([runs["a0"], other]).origin == {"data_fingerprint": ["d", "e"]}
 

@@ -1,4 +1,4 @@
-"""The report of a sweep says what its folders hold, whatever state the sweep is in."""
+"""The report of a sweep says what its folders hold, in every state of the sweep."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def seeded(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def few_resamples(monkeypatch) -> None:
-    """Importance is computed, and less surely: what it says is tested by itself, and takes seconds."""
+    """Importance is computed with few resamples: less sure, and seconds quicker."""
     monkeypatch.setattr(report_stats, "BOOTSTRAPS", 3)
 
 
@@ -326,7 +326,7 @@ def test_a_single_run_has_no_report(tmp_path):
         write_report(folder.path)
 
 
-def test_a_report_that_fails_is_told_and_raises_nothing(tmp_path, caplog):
+def test_a_failing_report_is_logged_and_raises_nothing(tmp_path, caplog):
     folder = synthetic.write_sweep(tmp_path, settings=1)
     (folder / "report").write_text("in the way")
     assert try_report(folder) is None
@@ -364,7 +364,7 @@ def test_text_of_others_is_neither_a_formula_nor_markup_nor_hidden(tmp_path, cap
 
 
 @pytest.mark.usefixtures("few_resamples")
-def test_a_picture_that_fails_is_told_and_the_page_is_there_without_it(
+def test_a_failing_picture_is_logged_and_the_page_is_written_without_it(
     seeded, tmp_path, monkeypatch, caplog
 ):
     def fail(*args):

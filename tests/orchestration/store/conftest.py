@@ -61,7 +61,7 @@ def make_run(path: Path, *, steps: int = 20) -> RunFolder:
 
 
 def save(run: Path, step: int, *, best: bool = False) -> Path:
-    """Write a checkpoint as training does, with weights that tell the step."""
+    """Write a checkpoint as training does, with weights that depend on the step."""
     checkpoints = run / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     files = {"student.safetensors": f"weights {step} ".encode() * 1000, "state.pt": b"state"}

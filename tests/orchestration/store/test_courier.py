@@ -52,7 +52,7 @@ def training(machines: Machines, desk: Desk, name: str = "b") -> Iterator[Path]:
 
 
 def hear(machines: Machines, desk: Desk) -> RunFolder:
-    """The driver's folder of the run, with all that was told."""
+    """The driver's folder of the run, with everything that was reported."""
     with machines.on("a"):
         run = RunFolder(machines.run)
         for changes in desk.collect().values():
@@ -90,7 +90,9 @@ def test_records_go_to_the_driver_and_weights_to_the_store(machines: Machines, d
         assert find_sound(machines.run / "checkpoints") == checkpoint
 
 
-def test_a_checkpoint_is_not_told_before_the_store_has_its_weights(machines: Machines, desk: Desk):
+def test_a_checkpoint_is_not_reported_before_the_store_has_its_weights(
+    machines: Machines, desk: Desk
+):
     with training(machines, desk) as folder:
         machines.store.fault = "away"
         save(folder, 10)
@@ -129,7 +131,7 @@ def test_checkpoints_are_sent_in_the_order_in_which_they_were_written(
 
 
 @pytest.mark.parametrize("patience_s", [60.0, 0.2])
-def test_an_end_is_told_once_the_store_has_its_last_checkpoint_or_at_last(
+def test_an_end_is_reported_once_the_store_has_its_last_checkpoint_or_nothing_more_is_tried(
     machines: Machines, desk: Desk, monkeypatch, patience_s: float
 ):
     monkeypatch.setattr(courier, "GIVE_UP_S", patience_s)
@@ -174,7 +176,7 @@ def train(machines: Machines, desk: Desk) -> list[str]:
 
 
 @pytest.mark.parametrize(("then", "begins"), [("b", ["0", "10"]), ("c", ["0", "0"])])
-def test_a_run_whose_store_stays_away_has_failed_and_goes_on_where_its_checkpoint_is(
+def test_a_run_whose_store_stays_away_fails_and_is_resumed_where_its_checkpoint_is(
     machines: Machines, desk: Desk, monkeypatch, then: str, begins: list[str]
 ):
     monkeypatch.setattr(courier, "GIVE_UP_S", 0.3)
@@ -255,7 +257,7 @@ def test_a_run_whose_best_checkpoint_the_store_has_lost_takes_the_best_that_is_l
         assert find_checkpoint_damage(best) is None
 
 
-def test_a_failure_is_told_while_the_store_is_away(machines: Machines, desk: Desk):
+def test_a_failure_is_reported_while_the_store_is_away(machines: Machines, desk: Desk):
     with training(machines, desk) as folder:
         RunFolder(folder).report(5, {"train/loss": 0.5})
     machines.store.fault = "away"
@@ -271,7 +273,7 @@ def test_a_failure_is_told_while_the_store_is_away(machines: Machines, desk: Des
     assert not list(heard.path.glob("checkpoints/*/about.json")), "nobody else has it"
 
 
-def test_a_best_evaluation_is_told_once_the_store_has_its_checkpoint(machines: Machines, desk):
+def test_a_best_evaluation_is_reported_once_the_store_has_its_checkpoint(machines: Machines, desk):
     with training(machines, desk) as folder:
         run = RunFolder(folder)
         for step, fault in ((10, "none"), (20, "away")):
@@ -286,8 +288,8 @@ def test_a_best_evaluation_is_told_once_the_store_has_its_checkpoint(machines: M
         assert (hear(machines, desk).path / "checkpoints/step-00000020/about.json").exists()
 
 
-def test_ray_hears_of_an_evaluation_once_its_checkpoint_is_in_the_store(machines: Machines, desk):
-    """A scheduler may end the process at once, and nobody else has the checkpoint then."""
+def test_ray_gets_an_evaluation_once_its_checkpoint_is_in_the_store(machines: Machines, desk):
+    """A scheduler may end the process at once, which may be the only one with the checkpoint."""
     heard: list[float] = []
     spec = RunSpec.model_validate({"train": {"steps": 40}})
     with machines.on("b"), Courier(desk, machines.run, leads=True) as carrier:
@@ -321,7 +323,9 @@ def test_a_request_to_stop_comes_through(machines: Machines, desk: Desk):
         wait_for(RunFolder(folder).stop_requested)
 
 
-def test_a_checkpoint_that_training_removed_goes_at_the_drivers_and_in_the_store(machines, desk):
+def test_a_checkpoint_that_training_removed_is_removed_at_the_driver_and_in_the_store(
+    machines, desk
+):
     with training(machines, desk) as folder:
         save(folder, 10)
         wait_for(lambda: bool(list(hear(machines, desk).path.glob("checkpoints/*10/about.json"))))
@@ -341,7 +345,9 @@ def test_a_checkpoint_that_training_removed_goes_at_the_drivers_and_in_the_store
         assert kept == {machines.run.name, "step-00000020", "step-00000030"}
 
 
-def test_another_machine_goes_on_where_the_driver_knows_the_run_to_be(machines: Machines, desk):
+def test_another_machine_continues_from_where_the_driver_knows_the_run_to_be(
+    machines: Machines, desk
+):
     with training(machines, desk) as folder:
         save(folder, 10)
     hear(machines, desk)
@@ -355,7 +361,7 @@ def test_another_machine_goes_on_where_the_driver_knows_the_run_to_be(machines: 
             assert (found / "student.safetensors").is_file()
 
 
-def test_a_process_of_before_is_not_heard_and_told_to_stop(machines: Machines, desk: Desk):
+def test_an_outdated_process_is_ignored_and_asked_to_stop(machines: Machines, desk: Desk):
     with machines.on("b"):
         first, records = desk.take(shown(machines.run), leads=True)
         assert set(records) == {"config.yaml", "status.json"}
@@ -368,7 +374,7 @@ def test_a_process_of_before_is_not_heard_and_told_to_stop(machines: Machines, d
         assert desk.collect() == {}
 
 
-def test_the_end_that_the_driver_wrote_stays(machines: Machines, desk: Desk):
+def test_an_end_written_by_the_driver_is_kept(machines: Machines, desk: Desk):
     with training(machines, desk) as folder:
         RunFolder(folder).report(5, {"train/loss": 0.5})
         with machines.on("a"):
@@ -413,7 +419,7 @@ def test_paths_of_the_drivers_mirrors_are_moved_to_ours(machines: Machines):
         assert moved(home / "gs/b/runs", home) == storage_folder("gs://b/runs")
 
 
-def test_what_a_run_starts_from_comes_to_this_machine(machines: Machines):
+def test_weights_to_start_from_are_fetched_to_this_machine(machines: Machines):
     with machines.on("a"):
         make_run(machines.run)
         save(machines.run, 10, best=True)

@@ -131,7 +131,9 @@ def test_addresses_of_data_stand_in_the_settings_as_they_were_written(machines, 
         assert dump_resolved(pictures.spec) == text
 
 
-def test_what_travels_names_the_folders_of_the_machine_it_comes_to(machines, pictures, tmp_path):
+def test_settings_sent_to_another_machine_name_the_folders_of_that_machine(
+    machines, pictures, tmp_path
+):
     payload = Payload(pictures.spec, tmp_path / "run", tmp_path / "drawn")
     assert payload.here() is payload
     with machines.on("two"):
@@ -141,7 +143,7 @@ def test_what_travels_names_the_folders_of_the_machine_it_comes_to(machines, pic
 
 
 @pytest.mark.parametrize("address", ["http://host/x", "s3://bucket/../x", "s3://bucket/a b"])
-def test_what_is_no_address_of_a_store_is_refused(address):
+def test_wrong_addresses_of_a_store_are_refused(address):
     train = {"images": address, "annotations": "x.json"}
     with pytest.raises(ValueError, match=r"images: .* is no address that data can have"):
         RunSpec.model_validate({"name": "x", "data": {"train": train}})
@@ -206,7 +208,7 @@ def test_a_run_has_all_images_when_it_trains(machines, pictures, tmp_path, monke
     assert params["data.train.images"] == pictures.addresses["images"]
 
 
-def test_faults_of_annotations_are_told_by_their_address(machines, pictures):
+def test_faults_of_annotations_are_named_by_their_address(machines, pictures):
     pictures.store.write(f"{pictures.prefix}/boxes.json", b'{"images": []')
     with pytest.raises(DataError, match=f"^s3://bucket/{pictures.prefix}/boxes.json: "):
         check(pictures.spec)
@@ -236,7 +238,7 @@ def test_a_damaged_index_costs_time_and_nothing_else(machines, pictures, damage)
     assert sorted(gets(machines)) == ["a.png", "b.png", "c.png"]
 
 
-def test_what_has_changed_in_the_store_is_fetched_again(machines, pictures):
+def test_files_changed_in_the_store_are_fetched_again(machines, pictures):
     fetch_data(pictures.spec)
     end_run()
     pictures.store.write(f"{pictures.prefix}/images/a.png", b"x" * 100)  # of the same size
@@ -332,7 +334,7 @@ def test_a_tar_file_cannot_write_elsewhere(machines, pictures, name):
     assert not (pictures.source.images.parent / "outside.png").exists()
 
 
-def test_data_that_nobody_uses_makes_room_and_that_of_a_run_stays(machines, pictures, monkeypatch):
+def test_unused_data_is_removed_for_room_and_data_in_use_is_kept(machines, pictures, monkeypatch):
     pictures.size = 1000
     pictures.upload()
     fetch_data(pictures.spec)

@@ -7,7 +7,7 @@ from orchestration.store import client, syncer
 from .conftest import Machines
 
 
-def test_what_is_kept_of_a_job_in_a_store_can_be_read_anywhere(machines: Machines, capfd):
+def test_state_and_log_of_a_job_in_a_store_can_be_read_anywhere(machines: Machines, capfd):
     with machines.on("head"):
         job = f"{machines.storage}/.jobs/toys-20260101-000000-aaaaaa"
         assert main(job, ["runs", "ls", "--storage", str(machines.folder / "none")]) == 0

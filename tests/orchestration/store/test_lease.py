@@ -57,7 +57,7 @@ def test_a_driver_elsewhere_that_renews_is_seen_and_refused(machines: Machines):
         assert "waiting up to" in told[0]
 
 
-def test_a_driver_elsewhere_that_is_silent_has_gone(machines: Machines):
+def test_a_silent_driver_elsewhere_counts_as_gone(machines: Machines):
     with on_a(machines) as mirror:
         put(mirror, STRANGER)
         with held(mirror, print):
@@ -74,7 +74,7 @@ def test_a_driver_of_this_mirror_that_was_killed_needs_no_waiting(machines: Mach
     assert told == []
 
 
-def test_of_two_that_begin_together_one_drives(machines: Machines):
+def test_of_two_drivers_that_begin_together_only_one_drives(machines: Machines):
     with on_a(machines) as mirror:
         taken: list[Lease] = []
         refused: list[ConfigError] = []
@@ -118,7 +118,7 @@ def test_a_renewal_that_was_never_answered_is_no_other_driver(machines: Machines
         assert kept["renewed"] < 1000, "it goes on renewing"
 
 
-def test_its_own_write_is_known_again_where_the_answer_was_lost(machines: Machines):
+def test_a_driver_recognises_its_own_write_after_a_lost_answer(machines: Machines):
     with on_a(machines) as mirror:
         machines.store.fault = "lost answers"
         with held(mirror, print) as lease:

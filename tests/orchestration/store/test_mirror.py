@@ -58,7 +58,7 @@ def test_another_machine_reads_what_this_one_wrote(machines: Machines):
         assert (trained / "student.safetensors").read_bytes().startswith(b"weights 10 ")
 
 
-def test_of_a_trained_run_only_the_better_network_travels(machines: Machines):
+def test_only_the_better_network_of_a_trained_run_is_fetched(machines: Machines):
     with machines.on("a"):
         make_run(machines.run)
         files = {name: name.encode() for name in (NETWORK, "teacher.safetensors", "state.pt")}
@@ -134,7 +134,7 @@ def test_only_what_changed_is_sent_and_what_has_gone_is_removed(machines: Machin
 
 @pytest.mark.parametrize("meanwhile", ["_present", "send_weights", "_send"])
 @pytest.mark.parametrize("more", [[40], [40, 50, 60]], ids=["slow", "faster than the store"])
-def test_the_best_is_there_as_told(
+def test_the_best_checkpoint_in_the_store_is_the_reported_one(
     machines: Machines, monkeypatch, meanwhile: str, more: list[int]
 ):
     def train(*steps: int) -> None:
@@ -208,7 +208,7 @@ def test_half_uploaded_and_damaged_checkpoints_are_passed_over(machines: Machine
         assert sound.name == "step-00000010"
 
 
-def test_who_goes_on_elsewhere_downloads_one_checkpoint_and_knows_the_best(machines: Machines):
+def test_resuming_elsewhere_downloads_one_checkpoint_and_knows_the_best(machines: Machines):
     with machines.on("a"):
         make_run(machines.run)
         save(machines.run, 10, best=True)
@@ -268,7 +268,7 @@ def test_readers_leave_a_run_alone_that_this_machine_drives(machines: Machines):
         assert asked == set()
 
 
-def test_what_was_removed_in_the_store_goes_here_too(machines: Machines):
+def test_files_removed_in_the_store_are_removed_here_too(machines: Machines):
     with machines.on("a"):
         make_run(machines.run)
         (machines.run / "samples").mkdir()
@@ -347,7 +347,7 @@ def test_requests_of_listing_grow_with_runs_and_not_with_their_files(machines: M
         assert len(machines.store.requests) == 3, "the state has not changed"
 
 
-def test_no_bucket_and_no_server_are_told(machines: Machines, monkeypatch):
+def test_a_missing_bucket_and_a_missing_server_are_reported(machines: Machines, monkeypatch):
     with machines.on("a"):
         machines.storage = "s3://nobucket/runs"
         with pytest.raises(StorageError, match="there is no such bucket; make it"):
@@ -361,7 +361,7 @@ def test_no_bucket_and_no_server_are_told(machines: Machines, monkeypatch):
             list_runs(machines.folder)
 
 
-def test_a_run_can_start_from_the_address_of_another_wherever_that_is_known_by_it(
+def test_a_run_can_start_from_the_address_of_another_on_any_machine(
     machines: Machines,
 ):
     with machines.on("a"):
@@ -384,7 +384,7 @@ def test_a_run_can_start_from_the_address_of_another_wherever_that_is_known_by_i
         RunSpec.model_validate({"model": {"start_from": "ftp://host/x"}})
 
 
-def test_reading_goes_on_where_answers_are_cut(machines: Machines):
+def test_reading_continues_where_answers_were_cut_off(machines: Machines):
     with machines.on("a"):
         make_run(machines.run).report(5, {"train/loss": 0.5})
         save(machines.run, 10, best=True)

@@ -1,4 +1,4 @@
-"""Files of a store that a command names by their address."""
+"""Commands that take files of a store by their address."""
 
 import json
 import tarfile
@@ -96,7 +96,7 @@ def test_pictures_in_tar_files_are_predicted_too(photos, trained_run, machines, 
         (["predict", "RUN", "s3://../x"], 2, "is no address that data can have"),
     ],
 )
-def test_what_is_not_there_is_told_by_its_address(
+def test_missing_files_are_named_by_their_address(
     photos, trained_run, arguments, code, told, capsys
 ):
     filled = [each.replace("{}", photos) for each in arguments]

@@ -17,7 +17,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("address", ["s3://b/runs", "gs://b/a/b", "az://box", "s3://b.c/v=1+2"])
-def test_an_address_has_a_folder_and_the_folder_tells_the_address(address: str, cache: Path):
+def test_an_address_has_a_folder_from_which_it_can_be_read(address: str, cache: Path):
     folder = storage_folder(address)
     assert folder == cache / address.replace("://", "/")
     assert address_of(folder) == shown(folder) == address
@@ -36,7 +36,7 @@ def test_buckets_of_other_servers_have_other_folders_of_the_same_address(cache, 
     assert storage_folder("gs://b/runs") == cache / "gs" / "b" / "runs"
 
 
-def test_paths_stay_what_they_are(cache: Path):
+def test_paths_are_left_as_they_are(cache: Path):
     assert storage_folder("runs/here") == Path("runs/here")
     assert address_of(Path("runs/here")) is None
     assert shown(Path("runs")) == str(Path.cwd() / "runs")

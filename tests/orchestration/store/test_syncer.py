@@ -84,13 +84,15 @@ def test_a_store_that_is_slow_and_then_away_holds_up_nothing_and_gets_everything
     check_whole(machines, range(1, 36))
 
 
-def test_a_store_that_is_away_before_the_start_is_told_at_once(machines: Machines):
+def test_a_store_that_is_away_before_the_start_is_refused_at_once(machines: Machines):
     machines.store.fault = "away"
     with pytest.raises(StorageError, match="does not answer as it should"), driving(machines):
         pytest.fail("nothing may begin")
 
 
-def test_what_a_store_never_took_goes_there_with_the_next_look(machines, monkeypatch, capsys):
+def test_files_that_a_store_never_took_are_sent_when_the_run_is_looked_at_next(
+    machines, monkeypatch, capsys
+):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.5)
     told = (
         r"s3://bucket/\S+ does not have all files \(.*\); they are complete in .*boxseg runs show"
@@ -132,7 +134,7 @@ def test_the_error_of_a_run_comes_before_that_of_its_store(machines, monkeypatch
     assert "does not have all files" in capsys.readouterr().err
 
 
-def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machines, monkeypatch):
+def test_a_run_does_not_count_as_sent_after_an_unexpected_fault(machines, monkeypatch):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.3)
 
     def fail() -> None:
@@ -144,7 +146,7 @@ def test_a_run_is_not_taken_for_sent_after_a_fault_that_nobody_thought_of(machin
         fail()
 
 
-def test_of_a_run_that_its_store_never_took_nobody_hears_that_it_is_there(
+def test_a_run_that_its_store_never_took_is_not_announced_as_stored(
     machines, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(syncer, "GIVE_UP_S", 0.3)
@@ -210,7 +212,7 @@ def test_folders_that_are_in_no_store_need_nothing(tmp_path):
     assert not (tmp_path / "toys").exists()
 
 
-def test_what_a_killed_driver_never_sent_is_dropped_once_another_machine_has_driven(machines):
+def test_unsent_files_of_a_killed_driver_are_dropped_once_another_machine_has_driven(machines):
     def go_on(name: str, steps: range, *, sends: bool) -> str | None:
         """Train on a machine from where the run is to be; gives the checkpoint that it begins with."""
         with machines.on(name), driven(machines.run) as found:
@@ -235,7 +237,7 @@ def test_what_a_killed_driver_never_sent_is_dropped_once_another_machine_has_dri
     check_whole(machines, range(1, 21))
 
 
-def test_what_a_killed_driver_never_sent_is_used_where_nobody_else_has_driven(machines):
+def test_unsent_files_of_a_killed_driver_are_used_if_no_other_machine_has_driven(machines):
     with machines.on("a"):
         make_run(machines.run)
         for steps in (range(1, 6), range(6, 11)):

@@ -140,7 +140,7 @@ def test_nothing_is_lost_or_doubled_when_the_mirror_starts_again(storage, client
     assert len(client.search_runs(["1"], "tags.`boxseg.run` = 'again'")) == 1
 
 
-def test_a_run_known_to_mlflow_is_found_by_its_tag_when_the_place_was_lost(storage, client):
+def test_a_run_known_to_mlflow_is_found_by_its_tag_when_its_id_was_lost(storage, client):
     folder = make_run(storage, "lost")
     track(storage, folder)
     first = folder.read_tracking()["run_id"]
@@ -341,7 +341,7 @@ def test_runs_are_tagged_with_the_best_by_the_metric_of_their_sweep(storage, cli
     assert scores[2]["best/val/mask_ap"] == 0.9
 
 
-def test_the_front_of_a_sweep_is_marked_whichever_of_its_runs_comes_first(storage, client):
+def test_the_front_of_a_sweep_is_marked_in_any_order_of_its_runs(storage, client):
     settings = {**SPACE["sweep"], "against": {"val/box_ap": "min"}}
     spec = SweepSpec.model_validate({"sweep": settings})
     sweep = make_run(storage, "front", spec, kind="sweep")
@@ -381,7 +381,7 @@ def test_a_folder_that_cannot_be_copied_does_not_hold_up_the_others(storage, cli
     assert mlflow_run(client, whole).info.status == "FINISHED"
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
+def test_a_resumed_run_continues_in_the_same_mlflow_run(storage, client):
     folder = make_run(storage, "resumed")
     folder.report(1, {"a": 1.0})
     folder.finish("interrupted")
@@ -399,9 +399,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(storage, client):
 
 
 @pytest.mark.parametrize("seen_running", [True, False])
-def test_what_an_earlier_end_said_does_not_stay_on_a_run_that_goes_on(
-    storage, client, seen_running
-):
+def test_tags_of_an_earlier_end_are_removed_from_a_resumed_run(storage, client, seen_running):
     folder = make_run(storage, f"goes-on-{seen_running}", tags={"trial_scheduler": "asha"})
     for status, failure in (
         ("failed", Failure("DataError", "no t.json")),
@@ -423,7 +421,7 @@ def test_what_an_earlier_end_said_does_not_stay_on_a_run_that_goes_on(
             assert not {"failure_class", "failure", "stopped_by"} & run.data.tags.keys()
 
 
-def test_what_has_ended_for_good_is_looked_at_no_more_until_the_end(storage, client, monkeypatch):
+def test_ended_runs_are_not_read_again_until_the_end(storage, client, monkeypatch):
     looks: list[str] = []
 
     def look(client, experiment_id, folder):
@@ -461,7 +459,7 @@ def test_the_next_tracker_takes_over_what_a_dead_process_left(storage, client):
     assert mlflow_run(client, left).info.status == "FAILED"
 
 
-def test_runs_that_mlflow_never_heard_of_are_copied_by_the_next_command(tmp_path, make_store):
+def test_runs_unknown_to_mlflow_are_copied_by_the_next_command(tmp_path, make_store):
     uri = make_store(tmp_path / "mlflow.db")
     sweep = make_run(tmp_path, "early", SweepSpec.model_validate(SPACE), kind="sweep")
     trial = make_run(tmp_path, "early-00", folder="early/early-00", parent="..")
@@ -484,7 +482,7 @@ def test_runs_that_mlflow_never_heard_of_are_copied_by_the_next_command(tmp_path
     assert len(client.search_runs([found.experiment_id])) == 2
 
 
-def test_a_run_that_goes_on_with_another_store_is_whole_there(storage, tmp_path, make_store):
+def test_a_run_resumed_with_another_store_is_complete_there(storage, tmp_path, make_store):
     folder = make_run(storage, "moved")
     folder.report(1, {"a": 1.0})
     folder.finish("interrupted")
@@ -516,7 +514,7 @@ def test_a_tracker_without_a_server_neither_raises_nor_waits_long(tmp_path, capl
     assert json.loads(folder.metrics_path.read_text())["metrics"] == {"a": 1.0}
 
 
-def test_two_never_follow_one_run_at_a_time(storage, client, monkeypatch):
+def test_two_trackers_never_follow_one_run_at_a_time(storage, client, monkeypatch):
     folder = make_run(storage, "shared")
     folder.report(1, {"a": 1.0})
     folder.finish("finished")

@@ -1,4 +1,4 @@
-"""Records in MLflow come back, whatever happened to them, as the folders of runs are complete."""
+"""Lost or damaged records in MLflow are made again from the folders of runs, which are complete."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_same_storage_under_another_path_keeps_its_names(storage: Path, tmp_
     assert all(place.startswith((storage / "mlartifacts").as_uri()) for place in places)
 
 
-def test_a_run_that_was_deleted_stays_so_until_it_is_asked_for(
+def test_a_run_deleted_in_mlflow_is_not_copied_again_until_asked_for(
     storage: Path, caplog: pytest.LogCaptureFixture
 ):
     client = client_of(storage)
@@ -177,7 +177,7 @@ def test_a_run_after_its_experiment_was_deleted_brings_it_back(
     assert len(client.search_runs([experiment.experiment_id])) == 2
 
 
-def test_a_damaged_file_is_set_aside_and_made_anew(
+def test_a_damaged_file_is_set_aside_and_written_again(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ):
     content = (storage / "mlflow.db").read_bytes()
@@ -223,6 +223,6 @@ def test_tables_that_mlflow_leaves_to_us_are_refused_with_the_command(
         list(repair(storage))
 
 
-def test_a_storage_without_runs_is_told(tmp_path: Path):
+def test_a_storage_without_runs_is_reported(tmp_path: Path):
     with pytest.raises(ConfigError, match="no runs here"):
         list(repair(tmp_path))
