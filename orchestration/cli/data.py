@@ -106,6 +106,7 @@ def _fix(source: CocoSource, output: Path) -> CocoSource:
     from boxseg.coco.fix import ANNOTATIONS, IMAGES, write_fixed
     from boxseg.config.method import CocoSource
 
+    require_room("--fix", output)
     for line in write_fixed(source, output).lines():
         say(line)
     say(f"cleaned copy: {{images: {output / IMAGES}, annotations: {output / ANNOTATIONS}}}")
@@ -273,6 +274,7 @@ def export(
             raise DataError(str(fault))
         missing.append(image["file_name"])
     require_new(output)
+    require_room("--output", output)
     good.require_some(target)
     require_some_image(source, good.content["images"])
     for left_out in good.summary():
@@ -326,6 +328,7 @@ def _write_splits(
     from boxseg.config.method import CocoSource
     from boxseg.files.writing import write_atomic
 
+    require_room("--output", output)
     paths = {name: output / f"{name}.json" for name in parts}
     # check all of them before the first is written
     for path in paths.values():

@@ -84,6 +84,12 @@ WRONG = [
         "--output notes.txt: notes.txt is a file",
     ),
     ("predict run a.png --output notes.txt", ExitCode.USAGE, "--output notes.txt: notes.txt is a"),
+    ("data check gt.json --fix /proc/nope", ExitCode.USAGE, "--fix /proc/nope: no folder can be"),
+    (
+        "data export gt.json --output /proc/nope",
+        ExitCode.USAGE,
+        "--output /proc/nope: no folder can be",
+    ),
     (
         "predict run a.png --output /proc/nope/out",
         ExitCode.USAGE,
