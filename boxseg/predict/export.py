@@ -121,9 +121,12 @@ def export_network(predictor: Predictor, form: Format, path: Path) -> dict[str, 
             f"{path}: differs from the network by {check['difference']:.2g}; up to {TOLERANCE:g} is allowed"
         )
     # From memory: libraries that write it themselves may abort on a full disk.
-    write_atomic(path, content)
     # The whole name and .json: a model.pt beside model.onnx may be of another run.
-    write_atomic(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1))
+    description = path.with_name(f"{path.name}.json")
+    # whatever stops what follows, no earlier description may stay beside another network
+    description.unlink(missing_ok=True)
+    write_atomic(path, content)
+    write_atomic(description, json.dumps(about, indent=1))
     return about
 
 

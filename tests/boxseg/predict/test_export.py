@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from boxseg.build import build_network
-from boxseg.errors import BoxSegError, ConfigError
+from boxseg.errors import BoxSegError, ConfigError, StorageError
+from boxseg.files.writing import write_atomic
 from boxseg.predict import Predictor
 from boxseg.predict.export import TOLERANCE, WRITERS, _difference, export_network, has_onnx
 from orchestration.cli.app import run
@@ -50,6 +51,25 @@ def test_files_of_one_name_have_a_description_each(predictor, tmp_path):
         about = json.loads((tmp_path / f"{name}.json").read_text())
         assert about["format"] == form
         assert about["classes"][0].startswith("other ") == (form == "torchscript")
+
+
+def test_an_earlier_description_does_not_stay_beside_another_network(
+    predictor, tmp_path, monkeypatch
+):
+    path, description = tmp_path / "model.safetensors", tmp_path / "model.safetensors.json"
+    path.write_bytes(b"earlier")
+    description.write_text("of the earlier one")
+
+    def write_only_the_network(target, content):
+        if target == description:
+            raise StorageError("the disk is full")
+        write_atomic(target, content)
+
+    monkeypatch.setattr("boxseg.predict.export.write_atomic", write_only_the_network)
+    with pytest.raises(StorageError):
+        export_network(predictor, "safetensors", path)
+    assert path.read_bytes() != b"earlier"
+    assert not description.exists()
 
 
 def test_the_description_mentions_tiles(predictor, tmp_path):
