@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
+import tempfile
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
-from PIL import Image
+from torch import Tensor
 
 from boxseg.coco.masks import encode_part
 from boxseg.config.criterion import MIN_SCORE
@@ -61,18 +60,23 @@ class BoxSegModel(PythonModel):
         }
 
 
-def _open(text: str) -> Any:
-    """Pixels of a path or of a file as base64."""
-    # base64 of a picture is longer than any path, and has no dot
-    if len(text) < 1000 and text.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".webp")):
+def _open(text: str) -> Tensor:
+    """Pixels of a path or of a file as base64, which are read by the same rules."""
+    if "." in text:  # paths have endings, and base64 has no dot
         return as_image(text)
     try:
         # `validate`, as b64decode would otherwise leave out foreign letters and take any text.
-        picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)))
-        return np.array(picture.convert("RGB"))
-    except (binascii.Error, OSError) as error:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
         rule = "neither the path of a picture nor a picture as base64"
         raise DataError(f"image {text[:40]!r}: {rule}") from error
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        try:
+            return as_image(file.name)
+        except DataError as error:
+            raise DataError(str(error).replace(file.name, f"image {text[:40]!r}")) from error
 
 
 mlflow.models.set_model(BoxSegModel())
