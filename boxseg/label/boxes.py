@@ -5,6 +5,7 @@ Each box gets a map from the network and an outline from that map; then pixels t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +61,8 @@ class BoxLabels:
 def label_boxes(
     predictor: Predictor,
     image: str | Path | Tensor | np.ndarray,
-    boxes: Tensor,
-    labels: Tensor | None = None,
+    boxes: Tensor | np.ndarray | Sequence[Sequence[float]],
+    labels: Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     others: BoxLabels | None = None,
 ) -> BoxLabels:
@@ -76,8 +77,8 @@ def label_boxes(
     Args:
         predictor: A trained network.
         image: File, uint8 tensor (3, h, w) or uint8 array (h, w, 3), RGB.
-        boxes: Float (N, 4), x1 y1 x2 y2 in pixels of the image.
-        labels: int64 (N,), indices into `predictor.class_names`; -1, or None for all boxes: any class.
+        boxes: (N, 4), x1 y1 x2 y2 in pixels of the image.
+        labels: (N,), whole numbers, indices into `predictor.class_names`; -1, or None for all boxes: any class.
         others: Masks of another tool for the same boxes; each that is not empty joins the fusion as one more candidate.
             Where colours alone tell the object (`boxseg.label.cut`), neither they nor the network are used.
 
@@ -87,20 +88,34 @@ def label_boxes(
 
     Raises:
         DataError: the file is missing or cannot be read.
-        ShapeError: image, boxes or labels have another shape.
+        ShapeError: image, boxes or labels have another shape, a box is not finite, or a label is no class.
 
     Source: BoxSeg (arXiv 2504.05137), QAM with the user's boxes as the known truth; `docs/method.md#labelling`.
     """
     image = as_image(image)
-    labels = torch.full((len(boxes),), UNKNOWN) if labels is None else labels
+    size = (image.shape[1], image.shape[2])
+    rows = torch.as_tensor(boxes, dtype=torch.float32).detach()
+    rows = rows if rows.numel() else rows.reshape(-1, 4)  # an empty list has no second side
+    classes = torch.full((len(rows),), UNKNOWN) if labels is None else torch.as_tensor(labels)
+    _check_boxes(rows, classes, len(predictor.class_names))
+    sample = Sample(image, clip_boxes_to_image(rows, size), classes.long(), -1, size)
+    return label_together(predictor, [sample], [others])[0]
+
+
+def _check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Refuse boxes and labels that a caller cannot have meant."""
     if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
         raise ShapeError(
             f"boxes {tuple(boxes.shape)}, labels {tuple(labels.shape)}; (N, 4) and (N,) are needed"
         )
-    size = (image.shape[1], image.shape[2])
-    boxes = clip_boxes_to_image(boxes.float(), size)
-    sample = Sample(image, boxes, labels, image_id=-1, original_size=size)
-    return label_together(predictor, [sample], [others])[0]
+    for row, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+        if not all(map(math.isfinite, box)):
+            raise ShapeError(f"box {row} is {box}; x1 y1 x2 y2 are finite numbers of pixels")
+        if label not in range(UNKNOWN, num_classes):
+            raise ShapeError(
+                f"label {row} is {label}; labels are indices into predictor.class_names, "
+                f"0 … {num_classes - 1}, or {UNKNOWN} for any class"
+            )
 
 
 def label_together(

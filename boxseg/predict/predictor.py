@@ -30,6 +30,10 @@ BATCH_PIXELS = 2**23
 """Pixels of the images of a batch at most, if it has more than one: masks have the size of their image."""
 PADDED_TO = 32
 """Both sides of what a network sees are multiples of this [px]."""
+IMAGE_NEEDED = (
+    "a path, a uint8 RGB tensor (3, h, w) or a uint8 RGB array (h, w, 3) is needed "
+    '(of a PIL picture: np.array(picture.convert("RGB")))'
+)
 
 T = TypeVar("T")
 
@@ -93,8 +97,11 @@ class Predictor:
 
         Raises:
             DataError: a file is missing or cannot be read.
-            ShapeError: a tensor or array has another shape or dtype.
+            ShapeError: a tensor or array has another shape or dtype, or `images` is one image.
         """
+        # Letters of a path and rows of an image are no images, and what is said of them would not help.
+        if isinstance(images, (str, Path)) or getattr(images, "ndim", 0) == 3:
+            raise ShapeError("images is one image; a list of images is needed (write [image])")
         detections: list[Detections] = []
         batches = in_batches(
             map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()
@@ -189,13 +196,21 @@ def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:
 
     Raises:
         DataError: the file is missing or cannot be read.
-        ShapeError: the tensor or array has another shape or dtype.
+        ShapeError: the tensor or array has another shape or dtype, or `item` is something else.
     """
     if isinstance(item, (str, Path)):
         return read_image(Path(item))
-    image = item if isinstance(item, Tensor) else torch.from_numpy(np.moveaxis(item, -1, 0))
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-        raise ShapeError(
-            f"image has dtype {image.dtype} and shape {tuple(image.shape)}; uint8 RGB (3, h, w) is needed"
-        )
-    return image
+    if not isinstance(item, (Tensor, np.ndarray)):
+        raise ShapeError(f"image is of type {type(item).__name__}; {IMAGE_NEEDED}")
+    shape = tuple(item.shape)
+    channels = shape[:1] if isinstance(item, Tensor) else shape[2:]
+    if (
+        item.dtype not in (torch.uint8, np.uint8)
+        or (len(shape), *channels) != (3, 3)
+        or not all(shape)
+    ):
+        raise ShapeError(f"image has dtype {item.dtype} and shape {shape}; {IMAGE_NEEDED}")
+    if isinstance(item, Tensor):
+        return item
+    # A copy, as torch takes neither an array that runs backwards, such as pixels[..., ::-1], nor one that is read-only.
+    return torch.from_numpy(item.copy()).permute(2, 0, 1)

@@ -171,6 +171,30 @@ def test_boxes_and_labels_of_other_lengths_are_refused(predictor, image):
         label_boxes(predictor, image, BOXES, torch.zeros(3, dtype=torch.int64))
 
 
+def test_boxes_and_labels_may_be_arrays_lists_and_tensors_that_learn(predictor, image):
+    labels = torch.tensor([0, -1, 0, 0])
+    expected = label_boxes(predictor, image, BOXES, labels)
+    learning = BOXES.clone().requires_grad_()
+    for boxes in (BOXES.numpy(), BOXES.double().numpy(), BOXES.tolist(), learning):
+        found = label_boxes(predictor, image, boxes, labels.tolist())
+        assert torch.equal(found.mask, expected.mask)
+        assert torch.equal(found.quality, expected.quality)
+    assert torch.equal(label_boxes(predictor, image, BOXES, labels.numpy()).mask, expected.mask)
+    assert label_boxes(predictor, image, [], []).mask.shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("label", [99, -2, 0.5])
+def test_a_label_that_is_no_class_is_refused(predictor, image, label):
+    with pytest.raises(ShapeError, match=rf"label 1 is {label}; .* predictor\.class_names, 0 … "):
+        label_boxes(predictor, image, BOXES[:2], [0, label])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_box_that_is_not_finite_is_refused(predictor, image, value):
+    with pytest.raises(ShapeError, match=rf"box 0 is \[4\.0, 6\.0, {value}, 50\.0\]; .* finite"):
+        label_boxes(predictor, image, [[4.0, 6, value, 50]])
+
+
 def test_a_mask_of_another_tool_counts_as_one_candidate(predictor, monkeypatch):
     grey = torch.full((3, 64, 64), 90, dtype=torch.uint8)
     boxes = torch.tensor([[8.0, 8, 56, 56]])

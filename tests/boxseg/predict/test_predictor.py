@@ -1,5 +1,8 @@
 """Images as the predictor takes them."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -84,10 +87,27 @@ def test_an_array_equals_its_tensor():
     assert torch.equal(as_image(pixels), as_image(torch.from_numpy(pixels).permute(2, 0, 1)))
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (2, 4, 4, 3)])
+def test_an_array_that_runs_backwards_is_read_as_its_copy():
+    bgr = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert torch.equal(as_image(bgr[..., ::-1]), as_image(bgr[..., ::-1].copy()))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (2, 4, 4, 3), (3, 4, 4), (0, 4, 3)])
 def test_an_array_of_another_shape_is_refused(shape):
-    with pytest.raises(ShapeError, match="uint8 RGB"):
+    with pytest.raises(ShapeError, match=re.escape(f"shape {shape}; ") + ".*uint8 RGB"):
         as_image(np.zeros(shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("item", [Image.new("RGB", (4, 4)), b"street.jpg", None])
+def test_what_is_neither_path_nor_pixels_is_refused(item):
+    with pytest.raises(ShapeError, match=f"type {type(item).__name__}; .* RGB array"):
+        as_image(item)
+
+
+@pytest.mark.parametrize("image", ["street.jpg", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8)])
+def test_one_image_without_a_list_is_refused(predictor, image):
+    with pytest.raises(ShapeError, match=r"a list of images is needed \(write \[image\]\)"):
+        predictor(image)
 
 
 def test_a_missing_file_is_named(tmp_path):
