@@ -300,8 +300,10 @@ def write_yolo_beside(content: Content, images: Path, folder: Path) -> None:
 
 
 def _add_label(annotation: Entry, label: Label) -> None:
-    if annotation.get("segmentation"):
+    # A mask with a quality was made here, and the decision about it was not about the new one.
+    if annotation.get("segmentation") and "quality" not in annotation:
         annotation["drawn_segmentation"] = annotation["segmentation"]
+    annotation.pop("review", None)
     annotation.update({key: value for key, value in label.items() if key != "id"})
     annotation["area"] = int(coco_mask.area(label["segmentation"]))  # of the mask, not of the box
     annotation.setdefault("iscrowd", 0)

@@ -81,6 +81,26 @@ def test_every_annotation_keeps_its_fields_and_gets_a_mask_and_a_quality(
     )
 
 
+def test_new_masks_of_reviewed_labels_are_neither_accepted_nor_drawn(data, tmp_path):
+    label_all(data, BOXES, tmp_path / "first")
+    labels = read(tmp_path / "first/labels.coco.json")["annotations"]
+
+    def review(content):
+        content["annotations"] = labels
+        labels[0]["review"] = "accept"
+        labels[1]["review"] = "reject"
+        del labels[1]["segmentation"]
+
+    label_all(bent(data, tmp_path, review), BOXES, tmp_path / "second")
+    for old, new in zip(
+        labels, read(tmp_path / "second/labels.coco.json")["annotations"], strict=True
+    ):
+        assert "review" not in new
+        assert (
+            new["drawn_segmentation"] == old["drawn_segmentation"]
+        )  # of the person, not of the first labels
+
+
 def test_masks_of_a_file_come_through_unchanged_in_every_format(data, drawn, tmp_path):
     summary = label_all(data, drawn, tmp_path)
     assert summary["without_candidates"] == 0
