@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import resources
@@ -25,6 +26,8 @@ from boxseg.files.reading import read_json
 from boxseg.files.writing import write_atomic
 from boxseg.label.dataset import LABELS, REVIEWED, write_yolo_beside
 from boxseg.label.review_pictures import find_outlines, find_whole, write_crop
+
+logger = logging.getLogger(__name__)
 
 PAGE, CROPS, WHOLE = "index.html", "crops", "images"
 DATA_MARK = "/*DATA*/"
@@ -61,6 +64,8 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
                 cards.append(_card(annotation, picture, folder) | about_class)
         yield images / name
     cards.sort(key=lambda card: (card["quality"], card["id"]))  # doubtful ones first
+    for card in cards:
+        card["id"] = str(card["id"])  # JavaScript rounds whole numbers above 2**53
     template = resources.files("boxseg.label").joinpath("review.html").read_text(encoding="utf-8")
     about = {"stamp": stamp_of(labels), "cards": cards, "images": wholes}
     # Without "<", no name of a class or file can end the script element that the data are in.
@@ -125,6 +130,7 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
         if decision == "reject":  # the box stays, so that another mask can be made for it
             annotation.pop("segmentation", None)
             annotation["area"] = object_area(annotation, None)
+    _warn_of_lost(labels / REVIEWED, decided)
     # The reviewed labels last: once they are there, `boxseg label` takes `yolo/` for reviewed.
     write_yolo_beside(content, images, labels)
     write_atomic(labels / REVIEWED, json.dumps(content))
@@ -132,6 +138,22 @@ def apply_decisions(labels: Path, decisions: Path, images: Path) -> dict[str, in
     decisions_made = list(decided.values())
     counts = {decision: decisions_made.count(decision) for decision in DECISIONS}
     return counts | {"open": with_mask - len(decided)}
+
+
+def _warn_of_lost(reviewed: Path, decided: dict[int, str]) -> None:
+    """Warn if decisions that were applied earlier are replaced: those of another person, or of another browser."""
+    if not reviewed.exists():
+        return
+    entries = read_whole(reviewed)["annotations"]
+    lost = [entry["id"] for entry in entries if "review" in entry and entry["id"] not in decided]
+    if lost:
+        logger.warning(
+            "%s: had %d decisions that are not among the new ones, such as that on annotation %d; they are gone, as a "
+            "review holds the decisions of one file (join the files, and apply the joined one)",
+            reviewed,
+            len(lost),
+            lost[0],
+        )
 
 
 def _read_decisions(path: Path, known: set[int], stamp: str) -> dict[int, str]:

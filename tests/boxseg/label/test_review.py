@@ -55,7 +55,7 @@ def test_the_page_has_a_crop_for_every_mask_doubtful_ones_first(data, labels):
     cards = page_data(labels)["cards"]
     assert [card["quality"] for card in cards] == sorted(card["quality"] for card in cards)
     assert {card["id"] for card in cards} == {
-        annotation["id"] for annotation in content["annotations"]
+        str(annotation["id"]) for annotation in content["annotations"]
     }
     assert all((labels / f"review/crops/{card['id']}.jpg").stat().st_size for card in cards)
 
@@ -108,6 +108,19 @@ def test_rejected_masks_are_removed_and_accepted_ones_are_marked(data, labels, t
 
 def count_lines(folder):
     return sum(len(path.read_text().splitlines()) for path in folder.iterdir())
+
+
+def test_decisions_that_a_second_file_does_not_repeat_are_named(data, labels, tmp_path, caplog):
+    first, second, *_ = (entry["id"] for entry in read(labels / "labels.coco.json")["annotations"])
+    for decided in ({first: "reject"}, {first: "accept", second: "reject"}, {second: "reject"}):
+        assert not caplog.text
+        stamped = {"labels": stamp_of(labels), "decisions": decided}
+        (tmp_path / "decisions.json").write_text(json.dumps(stamped))
+        apply_decisions(labels, tmp_path / "decisions.json", data.source.images)
+    assert (
+        f"had 1 decisions that are not among the new ones, such as that on annotation {first}"
+        in caplog.text
+    )
 
 
 def test_labelling_again_keeps_what_was_rejected_out_of_yolo(data, labels, tmp_path, caplog):
@@ -170,8 +183,12 @@ PRESS_SLOWLY = """(async () => {
 
 @pytest.mark.slow
 def test_keys_decide_in_a_browser_and_the_download_is_applied(data, labels, tmp_path):
+    content = read(labels / "labels.coco.json")
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = 2**53 + number  # JavaScript has no number 2**53 + 1
+    (labels / "labels.coco.json").write_text(json.dumps(content))
     list(write_review(labels, data.source.images))
-    ids = [str(card["id"]) for card in page_data(labels)["cards"]]
+    ids = [card["id"] for card in page_data(labels)["cards"]]
     keys = ["r", "a", "r", "ArrowLeft", "u", "ArrowRight", "a", "d"]
     with open_browser(tmp_path / "profile") as browser:
         browser.open((labels / "review/index.html").as_uri(), width=1280)
@@ -203,15 +220,17 @@ def test_buttons_do_what_keys_do_and_everything_a_filter_shows_can_be_accepted(
         browser.screenshot(tmp_path / f"review-{width}.png")
         for key in ("r", "a", "ArrowLeft", "u"):
             browser.evaluate(CLICK % f"nav [data-key={key}]")
-        assert browser.evaluate("decisions") == {str(cards[0]["id"]): "reject"}
+        assert browser.evaluate("decisions") == {cards[0]["id"]: "reject"}
         browser.evaluate("document.getElementById('low').value = 0.3; filter()")
-        good = {str(card["id"]) for card in cards if card["quality"] >= 0.3}
+        good = {card["id"] for card in cards if card["quality"] >= 0.3}
         browser.evaluate(CLICK % "#all")
         assert browser.evaluate("decisions") == dict.fromkeys(good, "accept") | {
-            str(cards[0]["id"]): "reject"
+            cards[0]["id"]: "reject"
         }
-        browser.evaluate(CLICK % "#back")
-        assert browser.evaluate("decisions") == {str(cards[0]["id"]): "reject"}
+        browser.evaluate(CLICK % "nav [data-key=r]")
+        rejected = {cards[0]["id"]: "reject", cards[-len(good)]["id"]: "reject"}
+        browser.evaluate(CLICK % "#back")  # what was rejected after it was accepted stays so
+        assert browser.evaluate("decisions") == rejected
         browser.evaluate(CLICK % "nav [data-key=z]")
         browser.evaluate(CLICK % "dialog [data-key=w]")
         assert (
@@ -231,11 +250,29 @@ def test_buttons_do_what_keys_do_and_everything_a_filter_shows_can_be_accepted(
 
 
 @pytest.mark.slow
+def test_decisions_of_two_tabs_are_kept_together(data, labels, tmp_path):
+    list(write_review(labels, data.source.images))
+    first, second, *_ = (card["id"] for card in page_data(labels)["cards"])
+    address = (labels / "review/index.html").as_uri()
+    with open_browser(tmp_path / "profile") as browser:
+        other = browser.other_tab()
+        for tab in (browser, other):
+            tab.open(address, width=1280)
+        browser.evaluate("decide('reject')")
+        other.wait_for("document.querySelectorAll('figure.reject').length")
+        other.evaluate("moveTo(1)")
+        other.evaluate("decide('accept')")
+        browser.wait_for("document.querySelectorAll('figure.accept').length")
+        browser.open(address, width=1280)
+        assert browser.evaluate("decisions") == {first: "reject", second: "accept"}
+
+
+@pytest.mark.slow
 def test_a_thousand_masks_stay_smooth(data, labels, tmp_path):
     list(write_review(labels, data.source.images))
     page = labels / "review/index.html"
     cards = page_data(labels)["cards"]
-    many = [{**cards[number % len(cards)], "id": number} for number in range(1000)]
+    many = [{**cards[number % len(cards)], "id": str(number)} for number in range(1000)]
     picture = (page.parent / f"crops/{cards[0]['id']}.jpg").read_bytes()
     for number in range(1000):
         (page.parent / f"crops/{number}.jpg").write_bytes(picture)
@@ -257,7 +294,7 @@ def test_a_thousand_masks_stay_smooth(data, labels, tmp_path):
 def test_decisions_of_the_page_are_about_its_labels_alone(data, labels, tmp_path):
     list(write_review(labels, data.source.images))
     first = page_data(labels)["cards"][0]["id"]
-    downloaded = {"labels": page_data(labels)["stamp"], "decisions": {str(first): "reject"}}
+    downloaded = {"labels": page_data(labels)["stamp"], "decisions": {first: "reject"}}
     (tmp_path / "decisions.json").write_text(json.dumps(downloaded))
     assert apply_decisions(labels, tmp_path / "decisions.json", data.source.images)["reject"] == 1
     content = read(labels / "labels.coco.json")
