@@ -135,10 +135,11 @@ def coco_annotations(
             "id": first_id + row,
             "image_id": image_id,
             "category_id": category_ids[int(result.labels[row])],
-            "bbox": [round(side, 2) for side in result.boxes_xywh[row].tolist()],
+            # not rounded, so that `eval` gives what it gives for the run
+            "bbox": result.boxes_xywh[row].tolist(),
             "area": detections.parts[row].area,
             "iscrowd": 0,
-            "score": round(float(result.scores[row]), 4),
+            "score": float(result.scores[row]),
             "segmentation": rle,
         }
         for row, rle in enumerate(result.rles)

@@ -59,3 +59,14 @@ def test_annotations_have_the_area_of_their_masks():
     annotations = coco_annotations(found, [7], image_id=3, first_id=11)
     assert [each["area"] for each in annotations] == found.masks.sum(dim=(1, 2)).tolist()
     assert [each["id"] for each in annotations] == [11, 12, 13, 14, 15]
+
+
+def test_annotations_have_the_scores_and_boxes_of_the_detections_to_the_last_digit():
+    found = detections(
+        40
+    )  # rounded, scores would tie and boxes move, so that AP would not be that of the run
+    annotations = coco_annotations(found, [7], image_id=3, first_id=11)
+    assert [each["score"] for each in annotations] == found.scores.tolist()
+    boxes = torch.tensor([each["bbox"] for each in annotations], dtype=torch.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    torch.testing.assert_close(boxes, found.boxes.double(), atol=1e-9, rtol=0)
