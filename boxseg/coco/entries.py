@@ -63,7 +63,7 @@ def has_id_and_name(image: Any) -> bool:
 
 
 WHOLE = Rule("COCO wants a whole number there", is_whole)
-TEXT = Rule("COCO wants a text there", _is_text)
+TEXT = Rule("COCO wants a text there, in UTF-8", _is_text)
 NAME = Rule("a class needs a name, which is a text", _is_named)
 FLAG = Rule("it is 1 for a region of several objects, and else 0 or left out", _is_flag)
 SIDE = Rule(f"images have a positive size, up to {MAX_SIDE_PX} px", is_side)

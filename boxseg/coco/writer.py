@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from boxseg.coco.entries import Entry
+from boxseg.coco.entries import TEXT, Entry
 from boxseg.coco.masks import encode_rle
 from boxseg.coco.segmentations import Size
 from boxseg.errors import DataError
@@ -41,7 +41,16 @@ class CocoSplit:
         self.content = {"images": [], "annotations": [], "categories": categories}
 
     def add_image(self, file_name: str, size: Size) -> None:
-        """Add an image of (height, width) pixels; objects that are added from now on are in it."""
+        """Add an image of (height, width) pixels; objects that are added from now on are in it.
+
+        Raises:
+            DataError: the file name is not UTF-8, as of archives from Windows, and cannot be written as text.
+        """
+        if not TEXT.holds(file_name):
+            raise DataError(
+                f"{self.images / file_name}: its name is not UTF-8; COCO files hold text (rename it, and its "
+                "labels alike, as `convmv -f latin1 -t utf8 -r --notest FOLDER` does)"
+            )
         height, width = size
         image_id = len(self.content["images"]) + 1
         entry = {"id": image_id, "file_name": file_name, "width": width, "height": height}

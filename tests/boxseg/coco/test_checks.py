@@ -130,7 +130,13 @@ def test_boxes_of_crowds_are_not_looked_at(content, write_source):
         ),
         ("categories", 0, "id", 3, "category id 3 occurs 2 times"),
         ("images", 0, "width", 0, "image 10 has width 0; images have a positive size"),
-        ("images", 0, "file_name", 5, "image 10 has file_name 5; COCO wants a text there"),
+        (
+            "images",
+            0,
+            "file_name",
+            5,
+            "image 10 has file_name 5; COCO wants a text there, in UTF-8",
+        ),
     ],
 )
 def test_bad_entries_are_faults(content, write_source, group, index, key, value, found):

@@ -114,6 +114,14 @@ def test_a_file_that_is_not_utf_8_is_named(folder, name):
         convert(folder, "yolo")
 
 
+def test_a_picture_whose_name_is_not_utf_8_is_refused(folder):
+    (folder / "images/val/b.png").rename(
+        os.fsdecode(bytes(folder / "images/val") + b"/gr\xf6.png")
+    )
+    with pytest.raises(DataError, match=r"name is not UTF-8; .* `convmv -f latin1 -t utf8"):
+        convert(folder, "yolo")
+
+
 @pytest.mark.parametrize(
     "text", ["", "[", "names: 3", "names: {1: a}\ntrain: images", "names: [a]\ntrain: none"]
 )
