@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -51,7 +52,8 @@ def find_source(annotations: Path, images: Path | None) -> CocoSource:
     if not name:
         raise DataError(
             f"{annotations}: lists no image with a file name (name another file; if it names them by `coco_url`, as "
-            f"LVIS does, `boxseg data check {annotations} --images DIR --fix NEW` writes a copy with file names)"
+            f"LVIS does, `boxseg data check {shlex.quote(str(annotations))} --images DIR --fix NEW` writes a copy with "
+            "file names)"
         )
     # The name may be one of another machine; the check of the images reports that.
     for listed in (name, "/".join(split_name(name)[:1])):
@@ -142,7 +144,7 @@ def refuse_others(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(
             f"{path}: is a folder, and an annotation file in COCO's format is needed; name it{example_json(path)}, "
-            f"or make one with `boxseg data import {path} --from {_format_of(path)} --output DIR`"
+            f"or make one with `boxseg data import {shlex.quote(str(path))} --from {_format_of(path)} --output DIR`"
         )
 
 

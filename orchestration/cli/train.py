@@ -325,7 +325,8 @@ def _print_sweep(spec: SweepSpec, result: SweepResult) -> None:
             ("front", f"{len(front)} settings that no other beats in {metric} and {against}")
         )
     # a database has no page until a server is started
-    rows.append(("MLflow", spec.tracking.uri or f"boxseg ui --storage {shown(spec.storage)}"))
+    storage = shlex.quote(shown(spec.storage))
+    rows.append(("MLflow", spec.tracking.uri or f"boxseg ui --storage {storage}"))
     print_pairs(rows)
 
 

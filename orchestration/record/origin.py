@@ -193,10 +193,11 @@ def check_repeatable(original: RunFolder, spec: RunSpec, tags: dict[str, str]) -
         DataError: annotation files or images are not those that the run was trained and evaluated with.
     """
     status = original.status()
+    config = shlex.quote(str(original.config_path))
     if status.kind == "sweep":
-        command = f"boxseg sweep {original.config_path}"
+        command = f"boxseg sweep {config}"
         raise ConfigError(f"{status.id} is a sweep; repeat it with `{command}`")
-    new = f"train on the new ones with `boxseg train {original.config_path}`"
+    new = f"train on the new ones with `boxseg train {config}`"
     check_same_data(original, spec, tags, otherwise=new)
 
 

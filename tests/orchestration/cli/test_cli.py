@@ -366,6 +366,19 @@ def test_a_sweep_that_ended_before_its_first_trial_shows_no_table(capsys: Captur
     assert "trial" not in shown
 
 
+def test_commands_to_copy_quote_names_that_a_shell_would_split(capsys: Capture):
+    Path("my set/images").mkdir(parents=True)
+    spec = load_sweep(Path(write(SWEEP)), ["storage=my runs"])
+    nothing = make_table(spec, [])
+    _print_sweep(spec, SweepResult("sweep", Path("s"), "interrupted", nothing, None, None))
+    assert f"boxseg ui --storage '{Path('my runs').absolute()}'" in capsys.readouterr().out
+    assert run(["data", "check", "my set"]) == 2
+    assert "`boxseg data import 'my set' --from yolo" in capsys.readouterr().err
+    make_run("a sweep", created=100.0, kind="sweep", status="finished")
+    assert run(["train", "--from-run", "runs/t/a sweep"]) == 2
+    assert "t/a sweep/config.yaml'`" in capsys.readouterr().err
+
+
 def test_failures_are_listed_and_shown_with_their_cause_on_one_line(capsys: Capture):
     late = Failure("ResourceError", "Ray does not start: raylet: Timed out\nand more")
     make_run("sweep", created=100.0, kind="sweep", status="failed", failure=late)
