@@ -139,9 +139,13 @@ def _write_layout(folder: Path, splits: dict[str, list[str]], class_names: list[
         layout.append(f"{split}: {split}.txt\n")
     layout.append("names:\n")
     for label, name in enumerate(class_names):
-        # JSON is valid YAML, whatever letters the names have.
-        layout.append(f"  {label}: {json.dumps(name)}\n")
+        layout.append(f'  {label}: "{"".join(map(_in_yaml, name))}"\n')
     write_atomic(folder / "data.yaml", "".join(layout))
+
+
+def _in_yaml(letter: str) -> str:
+    """A letter in a quoted text of YAML; JSON writes an emoji as two escapes, which would be two letters here."""
+    return json.dumps(letter)[1:-1] if letter <= "\uffff" else f"\\U{ord(letter):08x}"
 
 
 def split_names(names: Sequence[str]) -> dict[str, list[str]]:

@@ -218,6 +218,14 @@ def test_pixels_are_not_taken_for_fractions(folder):
         convert(folder, "yolo")
 
 
+@pytest.mark.parametrize("name", ["\U0001f43b bär", "no", 'a: "b" #c', "\u2028 \x85", "x " * 200])
+def test_trainers_read_names_of_classes_as_they_are(trained_run, tmp_path, name):
+    content = json.loads(trained_run.val.annotations.read_text())
+    content["categories"][0]["name"] = name
+    write_yolo(content, trained_run.val.images, tmp_path / "yolo")
+    assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())["names"][0] == name
+
+
 def test_masks_survive_a_round_trip_through_yolo(trained_run, tmp_path):
     original = json.loads(trained_run.val.annotations.read_text())
     write_yolo(original, trained_run.val.images, tmp_path / "yolo")
