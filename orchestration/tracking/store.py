@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "mlartifacts", ".mlflow.lock"
 """Names in a storage folder; the lock is held while the database is made or moved."""
 
@@ -46,18 +47,21 @@ def tracking_uri(storage: Path, uri: str | None = None) -> str:
         return uri
     misread = r"\?|%(?=[0-9a-fA-F]{2})"
     folder = re.sub(misread, lambda match: quote(match[0]), str(storage.absolute()))
-    return f"sqlite:///{folder}/{DATABASE}"
+    return f"{SQLITE}{folder}/{DATABASE}"
 
 
 def recorded_uri(folder: RunFolder, storage: Path) -> str:
-    """URI of the store that a run is in; if its storage was moved or copied since, of the SQLite file there."""
+    """URI of the store that a run is in; if it was moved or copied to this storage since, of the SQLite file here."""
     own = tracking_uri(storage)
     uri = str(folder.read_tracking().get("uri", own))
-    may_be_moved = uri.startswith("sqlite:") and uri.endswith(f"/{DATABASE}")
-    if uri == own or not may_be_moved or not (storage / DATABASE).exists():
+    may_be_moved = uri.startswith(SQLITE) and uri.endswith(f"/{DATABASE}")
+    if uri == own or not may_be_moved:
         return uri
+    old = Path(unquote(uri.removeprefix(SQLITE))).parent
+    # A storage within this one has a file of its own.
+    is_within = old.is_relative_to(storage.absolute()) and old in folder.path.absolute().parents
     # A file of the same name that the settings ask for is no old place of this storage.
-    return uri if _names_a_store(folder) else own
+    return uri if is_within or _names_a_store(folder) else own
 
 
 def _names_a_store(folder: RunFolder) -> bool:

@@ -98,6 +98,25 @@ def test_a_storage_at_another_place_writes_there_alone(
         assert not storage.exists()
 
 
+def test_runs_that_were_moved_without_the_file_get_one_at_their_new_place(
+    storage: Path, tmp_path: Path
+):
+    new = tmp_path / "elsewhere"
+    new.mkdir()
+    (storage / "toy").rename(new / "toy")
+    shutil.rmtree(storage)
+    assert stored_uri(new) == tracking_uri(new)
+    assert list(repair(new))[-1] == f"1 runs are in MLflow ({tracking_uri(new)})"
+    assert pictures(new, first_run(new)) == ["samples/step-10.png"]
+    assert not storage.exists()
+
+
+def test_a_storage_within_another_keeps_its_file(storage: Path, make_store: MakeStore):
+    assert stored_uri(storage.parent) == tracking_uri(storage)
+    make_store(storage.parent / "mlflow.db")
+    assert list(repair(storage.parent)) == [f"1 runs are in MLflow ({tracking_uri(storage)})"]
+
+
 def test_the_pages_of_a_storage_that_was_moved_show_its_new_place(storage: Path, tmp_path: Path):
     new = tmp_path / "elsewhere"
     storage.rename(new)
