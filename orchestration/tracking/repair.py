@@ -41,7 +41,8 @@ def repair(storage: Path) -> Iterator[str]:
         ConfigError: there are no runs.
         ResourceError: MLflow does not take some of them, or an older MLflow made its tables.
     """
-    folders = [RunFolder(status.folder) for status in list_runs(storage)]
+    # MLflow's pages are read in any folder, so that the paths there are whole ones.
+    folders = [RunFolder(status.folder) for status in list_runs(storage.absolute())]
     for folder in folders:
         pull_tree(folder.path)
     if not folders:

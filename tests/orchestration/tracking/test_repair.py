@@ -111,6 +111,16 @@ def test_runs_that_were_moved_without_the_file_get_one_at_their_new_place(
     assert not storage.exists()
 
 
+def test_paths_of_runs_that_are_copied_again_do_not_depend_on_the_current_folder(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (storage / "mlflow.db").unlink()
+    monkeypatch.chdir(storage.parent)
+    list(repair(Path("runs")))
+    tags = client_of(storage).get_run(first_run(storage).read_tracking()["run_id"]).data.tags
+    assert tags["boxseg.folder"] == str(first_run(storage).path)
+
+
 def test_a_storage_within_another_keeps_its_file(storage: Path, make_store: MakeStore):
     assert stored_uri(storage.parent) == tracking_uri(storage)
     make_store(storage.parent / "mlflow.db")
