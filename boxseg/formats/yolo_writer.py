@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -22,6 +23,8 @@ from boxseg.files.writing import naming_storage_faults, write_atomic
 from boxseg.formats.common import TurnedPicture
 
 SPLITS = ("train", "val", "test")
+logger = logging.getLogger(__name__)
+
 SPLIT_FOLDERS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a folder -> what its images are for; others are to train on."""
 VAL_SHARE = 0.2
@@ -36,7 +39,7 @@ def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
 
     Args:
         content: COCO instances; annotations without a mask, or with an empty one, and crowds are left out, and so are
-            images without a file.
+            images without a file and, with a warning, those whose file has another size.
         images: Folder of its images; `folder/images` gets links to them.
         folder: A new folder; it is removed again where something goes wrong.
 
@@ -67,8 +70,9 @@ def _write_labels(
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     written: dict[Path, str] = {}
+    of_other_size = []
     for image in content["images"]:
-        name = image["file_name"]
+        name, size = image["file_name"], (image["height"], image["width"])
         if not is_file_inside(images, name):
             continue
         if len(name.splitlines()) > 1:
@@ -82,16 +86,27 @@ def _write_labels(
                 f"{images}: {name} and {written[path]} have one label file in YOLO, which knows neither their ending "
                 "nor folders called images (rename one of them, in the annotation file too)"
             )
-        written[path] = name
         try:
             picture = read_picture(images / name, TurnedPicture.of)
         except UnreadableError:
-            picture = TurnedPicture((image["height"], image["width"]), orientation=1)
+            picture = TurnedPicture(size, orientation=1)
+        if picture.size != size:
+            of_other_size.append(name)
+            continue
+        written[path] = name
         lines = _label_lines(objects[image["id"]], label_of, picture)
         with naming_storage_faults(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines))
             _link(folder / "images" / _place(name), images / name)
+    if of_other_size:
+        logger.warning(
+            "%s: pictures left out of YOLO's files: %d, such as %s, which have another size than the annotation file "
+            "says; masks refer to that size (correct it, as `boxseg data check --fix` does for turned pictures)",
+            images,
+            len(of_other_size),
+            of_other_size[0],
+        )
     return list(written.values())
 
 

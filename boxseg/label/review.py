@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from boxseg.coco.checks import read_well_formed, read_whole
 from boxseg.coco.entries import Content, Entry
 from boxseg.coco.masks import decode_part, object_area
+from boxseg.coco.segmentations import Size
 from boxseg.config.method import CocoSource
 from boxseg.data.images import read_image
 from boxseg.errors import DataError
@@ -55,7 +56,8 @@ def write_review(labels: Path, images: Path) -> Iterator[Path]:
         name = image["file_name"]
         # A name that leads out of the folder could show any file of this machine.
         annotations = shown[image["id"]] if is_inside(name) else []
-        picture = _read_shown(images / name) if annotations else None
+        size = (image["height"], image["width"])
+        picture = _read_shown(images / name, size) if annotations else None
         if picture is not None:
             url = find_whole(images / name, picture, folder, f"{WHOLE}/{image['id']}.jpg")
             wholes[name] = {"url": url, "size": [picture.shape[1], picture.shape[0]]}
@@ -82,12 +84,13 @@ def _shown_by_image(content: Content) -> dict[int, list[Entry]]:
     return shown
 
 
-def _read_shown(path: Path) -> NDArray[np.uint8] | None:
-    """Pixels (h, w, 3); None if the image cannot be read, which was reported when it was labelled."""
+def _read_shown(path: Path, size: Size) -> NDArray[np.uint8] | None:
+    """Pixels (h, w, 3); None if the image cannot be used, which was reported when it was labelled."""
     try:
-        return read_image(path).permute(1, 2, 0).numpy()
+        picture: NDArray[np.uint8] = read_image(path).permute(1, 2, 0).numpy()
     except DataError:
         return None
+    return picture if picture.shape[:2] == size else None
 
 
 def _card(annotation: Entry, picture: NDArray[np.uint8], folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from browser import open_browser
 from PIL import Image
 
+from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
@@ -79,6 +80,26 @@ def test_images_outside_of_the_folder_are_not_shown(data, labels):
     list(write_review(labels, labels / "images"))
     assert page_data(labels)["cards"] == []
     assert not list((labels / "review/crops").iterdir())
+
+
+def test_images_of_another_size_than_listed_are_left_out_of_the_page_and_of_yolo(
+    data, tmp_path, caplog
+):
+    content = read(data.source.annotations)
+    turned = content["images"][0]
+    turned["height"] += 8  # as that of a picture that viewers turn by EXIF
+    (tmp_path / "bent.json").write_text(json.dumps(content))
+    bent = CocoBoxes(
+        CocoSource(images=data.source.images, annotations=tmp_path / "bent.json"), train=False
+    )
+    labels, journal = tmp_path / "labels", Journal(tmp_path / "labels", {})
+    list(label_images(bent, label_sources.one_by_one(label_sources.from_boxes), journal))
+    write_labels(bent, journal, labels)
+    list(write_review(labels, data.source.images))
+    names = {image["file_name"] for image in content["images"]} - {turned["file_name"]}
+    assert set(page_data(labels)["images"]) <= names
+    assert {path.name for path in (labels / "yolo/images").iterdir()} == names
+    assert f"left out of YOLO's files: 1, such as {turned['file_name']}, which" in caplog.text
 
 
 def test_decisions_without_labels_are_refused(tmp_path):
