@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from boxseg.config.method import BoxSegConfig
+from boxseg.config.method import BoxSegConfig, TrainConfig
 from orchestration.config.spec import RunSpec
 
 PUBLISHED = BoxSegConfig.model_validate(
@@ -37,6 +37,8 @@ BACKBONE_MACS = {
 }
 """Multiply-adds of a classifier at 224 px, from the model cards of timm."""
 CARD_PIXELS = 224**2
+ALL_STAGES = 5
+"""Value of `model.frozen_stages` with which no part of a backbone learns."""
 CELLS = sum(1 / stride**2 for stride in (8, 16, 32, 64, 128))
 """Cells of all pyramid levels per pixel."""
 
@@ -73,18 +75,28 @@ def estimate_step(spec: RunSpec, *, aspect: float | None) -> tuple[float, str] |
 
 
 def _count_macs(config: BoxSegConfig, aspect: float) -> float:
-    """Multiply-adds of one image: forwards, twice that backwards, and the teacher's."""
+    """Multiply-adds of one image: forwards, twice that backwards where something learns, and the teacher's."""
     width, train, teacher = config.model.channels, config.train, config.teacher
     # one tower for classes, one for boxes; one convolution before them, one behind
     convolutions = 2 * config.model.tower_convs + 2
-    per_pixel = BACKBONE_MACS[config.model.backbone] / CARD_PIXELS
-    per_pixel += convolutions * 9 * width**2 * CELLS
-    pixels = fmean(_pixels(side, train.max_size, aspect) for side in train.short_sides)
-    seen = 3 * pixels
+    backbone = BACKBONE_MACS[config.model.backbone] / CARD_PIXELS
+    heads = convolutions * 9 * width**2 * CELLS
+    pixels = _train_pixels(train, aspect)
+    macs = pixels * 3 * heads
+    macs += pixels * backbone * (1 if config.model.frozen_stages == ALL_STAGES else 3)
     if teacher.on:
         resized = teacher.resize_short
-        seen += pixels if resized is None else _pixels(resized, teacher.resize_long, aspect)
-    return seen * per_pixel
+        seen = pixels if resized is None else _pixels(resized, teacher.resize_long, aspect)
+        macs += seen * (backbone + heads)
+    return macs
+
+
+def _train_pixels(train: TrainConfig, aspect: float) -> float:
+    """Mean area of the student's views [px]: of windows, where the run has them, or else of whole images."""
+    if train.window is None:
+        return fmean(_pixels(side, train.max_size, aspect) for side in train.short_sides)
+    larger = (1 - train.closer_from) * (train.closer**2 - 1)  # windows grow towards the end
+    return train.window**2 * (1 + larger)
 
 
 def _pixels(short: int, longest: int, aspect: float) -> float:

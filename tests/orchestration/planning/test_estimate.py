@@ -59,6 +59,22 @@ def test_updates_on_a_core_take_about_as_long_as_those_that_were_measured(name, 
     assert "may be off by a factor of two" in found[1]
 
 
+def test_windows_count_and_not_the_images_that_they_are_cut_from():
+    recipe = {
+        "model": {
+            "backbone": "efficientnet_lite0",
+            "channels": 64,
+            "tower_convs": 2,
+            "frozen_stages": 5,
+        },
+        "train": {"window": 256, "object_size": [64, 192], "batch_size": 4},
+    }
+    step_s, _ = estimate_step(RunSpec.model_validate(recipe), aspect=1.5)
+    assert 0.45 / 2 < step_s < 0.45 * 2  # as `boxseg recipe` has it from measured runs
+    recipe["train"]["closer"] = 2.0
+    assert estimate_step(RunSpec.model_validate(recipe), aspect=1.5)[0] > 1.3 * step_s
+
+
 def test_more_cores_take_less_time():
     more = {"gpus_per_worker": 0, "cpus_per_worker": 4}
     assert guess(resources=more) < guess(resources={"gpus_per_worker": 0})
