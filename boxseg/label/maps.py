@@ -30,7 +30,8 @@ UNKNOWN = -1
 EVERYTHING = 2**20
 """More locations than a pyramid level has."""
 COLOR_WEIGHT = 1.0
-"""Least `qam.color_weight` for labels, which gain by colours even where the training run left them out."""
+"""`qam.color_weight` for labels, whatever the training run has: colours help the map of the network, but the outline
+weighs them again."""
 CLOSE_UPS_AT_ONCE = {"cpu": 8, "cuda": 64}
 """Close-ups that the network looks at together, by kind of device."""
 LARGE, LARGEST = 0.85, 1.2
@@ -213,9 +214,13 @@ def _append(values: Tensor, value: float) -> Tensor:
 def attempts(config: BoxSegConfig) -> Iterator[BoxSegConfig]:
     """Settings to find candidates with, strictest first."""
     # The outline is found from fused maps, not from masks, so weighted maps on coarse cells are what is needed.
-    always = {"min_quality": 0.0, "fusion": "weighted", "full_resolution": False}
-    color_weight = max(config.qam.color_weight, COLOR_WEIGHT)
-    own = config.qam.model_copy(update=always | {"color_weight": color_weight})
+    always = {
+        "min_quality": 0.0,
+        "fusion": "weighted",
+        "full_resolution": False,
+        "color_weight": COLOR_WEIGHT,
+    }
+    own = config.qam.model_copy(update=always)
     # Also for runs that were trained as BoxTeacher: QAM ranks all detections of a box, not the one that NMS leaves.
     teacher = config.teacher.model_copy(update={"with_nms": False})
     yield config.model_copy(update={"qam": own, "teacher": teacher})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.ops import clip_boxes_to_image
 
-from boxseg.config.method import TrainConfig
+from boxseg.config.method import BoxSegConfig, TrainConfig
 from boxseg.errors import ShapeError
 from boxseg.label import boxes as label
 from boxseg.label import maps as label_maps
@@ -59,6 +59,13 @@ def offer(monkeypatch, *offers):
 
     monkeypatch.setattr(label_maps, "pick_candidates", pick)
     monkeypatch.setattr(label_maps, "COLOR_WEIGHT", 0.0)
+
+
+@pytest.mark.parametrize("color_weight", [0.0, 2.0])
+def test_labels_trust_colours_alike_whatever_the_run_learnt_from(color_weight):
+    config = BoxSegConfig.model_validate({"qam": {"color_weight": color_weight}})
+    asked = [settings.qam.color_weight for settings in label_maps.attempts(config)]
+    assert asked == [1.0, 1.0, 1.0]
 
 
 def test_every_box_with_an_area_gets_a_mask_inside_it(predictor, image):
