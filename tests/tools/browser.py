@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import fcntl
 import json
 import os
@@ -27,9 +26,6 @@ class Browser:
         self._out = os.fdopen(to_browser, "wb", buffering=0)
         self._in = os.fdopen(from_browser, "rb")
         self._numbers = iter(range(1, 10**9))
-        self._open_tab()
-
-    def _open_tab(self) -> None:
         self._session: str | None = None
         self._loaded = False
         self.errors: list[str] = []
@@ -40,12 +36,6 @@ class Browser:
         ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-
-    def other_tab(self) -> Browser:
-        """Another tab of the same Chromium, for one after the other: what the other says while one waits is lost."""
-        tab = copy.copy(self)
-        tab._open_tab()
-        return tab
 
     def call(self, method: str, **parameters: Any) -> Any:
         """Send a DevTools command and give its result."""
