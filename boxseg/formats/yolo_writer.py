@@ -23,12 +23,12 @@ from boxseg.files.writing import naming_storage_faults, write_atomic
 from boxseg.formats.common import TurnedPicture
 
 SPLITS = ("train", "val", "test")
-logger = logging.getLogger(__name__)
-
 SPLIT_FOLDERS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Name of a folder -> what its images are for; others are to train on."""
 VAL_SHARE = 0.2
 """Share of the images that is validated on, where their folders do not say."""
+
+logger = logging.getLogger(__name__)
 
 
 def write_yolo(content: Content, images: Path, folder: Path) -> dict[str, int]:
