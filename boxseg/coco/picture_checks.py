@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from boxseg.coco.entries import Entry
@@ -17,6 +15,7 @@ from boxseg.coco.faults import Fault
 from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import INSIDE_RULE, Names, is_inside
+from boxseg.files.pixels import rgb_pixels
 from boxseg.files.reading import (
     COLOURS,
     DOES_NOT_EXIST,
@@ -134,7 +133,8 @@ def _picture_fault(
         if damage is not None:
             return Fault(path, f"is damaged: {damage}", IMAGE_RULE, REPLACE)
     if decode or is_deep:
-        darkest, brightest = _brightness(picture)
+        pixels = rgb_pixels(picture)
+        darkest, brightest = int(pixels.min()), int(pixels.max())
         if brightest - darkest < FEWEST_LEVELS:
             value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"
             rule = "pictures use the range of their type"
@@ -144,17 +144,6 @@ def _picture_fault(
         value = f"has {pages} pages or frames"
         return Fault(path, value, FIRST_PAGE, STORE_PAGES, fatal=False)
     return _exif_fault(path, picture)
-
-
-def _brightness(picture: Image.Image) -> tuple[int, int]:
-    """Least and largest value of all pixels, 0 … 255, as `boxseg.data.images.read_image` gives them."""
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).clip(0, 0xFFFF)
-        darkest, brightest = int(values.min()), int(values.max())
-        return darkest >> 8, brightest >> 8
-    bands: Any = picture.convert("RGB").getextrema()
-    extremes = [extreme for band in bands for extreme in band]  # least and largest of red, …
-    return min(extremes), max(extremes)
 
 
 def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from boxseg.coco.checks import read_well_formed
 from boxseg.coco.entries import Entry, has_area, image_sizes, objects_of
@@ -19,6 +18,7 @@ from boxseg.coco.segmentations import Extent, Size
 from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
+from boxseg.files.pixels import rgb_pixels
 from boxseg.files.reading import UnreadableError, read_picture
 
 LOOKED_AT = 64
@@ -252,7 +252,7 @@ def _look_at(
         if not is_inside(image["file_name"]):
             continue
         try:
-            pixels = read_picture(source.images / image["file_name"], _rgb_pixels)
+            pixels = read_picture(source.images / image["file_name"], rgb_pixels)
         except UnreadableError:
             continue  # `boxseg data check` reports it
         looks.add(pixels, bboxes_of[image["id"]])
@@ -271,10 +271,6 @@ def _sample(images: Sequence[Entry]) -> Iterator[Entry]:
         if num_pixels > PIXELS_LOOKED_AT and index != indices[0]:
             return
         yield images[index]
-
-
-def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(picture.convert("RGB"))
 
 
 def _shown_range(pixels: NDArray[np.uint8]) -> Extent:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.errors import DataError
+from boxseg.files.pixels import rgb_pixels
 from boxseg.files.reading import COLOURS, DOES_NOT_EXIST, NO_COLOURS, UnreadableError, read_picture
 
 
@@ -45,14 +45,4 @@ def _rgb_image(path: Path, picture: Image.Image) -> Tensor:
             return decode_jpeg(data, mode=ImageReadMode.RGB)
     if picture.mode in NO_COLOURS:
         raise UnreadableError(path, NO_COLOURS[picture.mode], *COLOURS)
-    return torch.from_numpy(_rgb_pixels(picture)).permute(2, 0, 1)
-
-
-def _rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (h, w, 3), writable."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # PIL would cut 16 bits off at 255 instead of scaling them.
-        values = np.asarray(picture).astype(np.int64).clip(0, 0xFFFF)
-        high_byte = (values >> 8).astype(np.uint8)
-        return np.repeat(high_byte[..., None], 3, axis=2)
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return torch.from_numpy(rgb_pixels(picture)).permute(2, 0, 1)

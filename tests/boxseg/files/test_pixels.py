@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxseg.files.pixels import rgb_pixels
+
+
+def grey(*values: int, dtype: type = np.uint16) -> list[int]:
+    """How values in one row of a grey picture are read."""
+    pixels = rgb_pixels(Image.fromarray(np.array([values], dtype=dtype)))
+    assert pixels.dtype == np.uint8
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("largest", "bits"),
+    [
+        (0, 8),
+        (255, 8),
+        (256, 10),
+        (1023, 10),
+        (1024, 12),
+        (4095, 12),
+        (4096, 14),
+        (16384, 16),
+        (65535, 16),
+    ],
+)
+def test_of_grey_pictures_the_bits_in_use_count(largest, bits):
+    half = 1 << (bits - 1)
+    assert grey(0, min(half, largest), largest) == [
+        0,
+        min(half, largest) >> (bits - 8),
+        largest >> (bits - 8),
+    ]
+
+
+def test_what_16_bits_cannot_hold_is_cut_off():
+    assert grey(-5, 0x8000, 70_000, dtype=np.int32) == [0, 0x80, 0xFF]
+
+
+def test_colours_of_8_bits_are_as_stored():
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert np.array_equal(rgb_pixels(Image.fromarray(pixels)), pixels)
