@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import termios
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.secret_text import hide
@@ -24,6 +25,8 @@ UNSAFE = re.compile(
 LINE_END = re.compile("\n(?! )")
 """Lines of a message that go on are indented; another end of a line comes from a name."""
 
+DATA_LOGGERS = ("boxseg.coco.", "orchestration.planning.")
+"""Names of the loggers that report what is odd about data start with these."""
 STAND_INS = {"★": "*", "…": ".", "±": "~", "–": "-", "→": ">", "·": ".", "×": "x", "²": "2"}
 """One letter for another, so that columns stay in their place."""
 
@@ -82,6 +85,24 @@ class SafeFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         return printable(hide(super().formatException(ei)))
+
+
+class OnceFilter(logging.Filter):
+    """Lets each warning about data through once: a command may check the same data for several purposes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._here = f"{Path.cwd()}/"
+        self._shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(DATA_LOGGERS):
+            return True
+        # one file may be named as it was typed, and as it is in a recipe
+        text = record.getMessage().replace(self._here, "")
+        is_new = text not in self._shown
+        self._shown.add(text)
+        return is_new
 
 
 def safe_console(**options: Any) -> Console:

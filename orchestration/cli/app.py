@@ -23,7 +23,7 @@ from orchestration.cli.output import say
 from orchestration.errors import ExitCode, exit_code_for
 from orchestration.proxies import spare_loopback
 from orchestration.secret_text import hide
-from orchestration.terminal import SafeFormatter, printable
+from orchestration.terminal import OnceFilter, SafeFormatter, printable
 
 # pydantic would look for plugins in all packages, which takes a while
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
@@ -203,4 +203,5 @@ def _options(
     # on stderr, as stdout is for results alone
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(OnceFilter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

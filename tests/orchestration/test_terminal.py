@@ -13,7 +13,14 @@ from PIL import Image
 
 from orchestration.cli.app import run
 from orchestration.cli.output import print_json, print_line, print_pairs, print_table, say
-from orchestration.terminal import UNSAFE, SafeFormatter, one_line, one_message, safe_json
+from orchestration.terminal import (
+    UNSAFE,
+    OnceFilter,
+    SafeFormatter,
+    one_line,
+    one_message,
+    safe_json,
+)
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e\nerror: \udc80b"
 TOLD = r"a\x1b]0;owned\x07\x1b[2J\x0d\x9b31m\u202e\nerror: \udc80b"
@@ -54,6 +61,23 @@ def test_json_stays_json_and_means_the_same(capsys):
 def test_log_messages_are_safe_too():
     record = logging.LogRecord("x", logging.WARNING, "f", 1, "left out: %s", (EVIL,), None)
     assert SafeFormatter("%(message)s").format(record) == f"left out: {TOLD}"
+
+
+def test_a_warning_about_data_is_shown_once_and_others_each_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    once = OnceFilter()
+
+    def shows(logger: str, text: str) -> bool:
+        return bool(
+            once.filter(logging.LogRecord(logger, logging.WARNING, "f", 1, text, (), None))
+        )
+
+    checks, input_ = "boxseg.coco.checks", "orchestration.planning.label_input"
+    assert shows(input_, "images/a.png: is turned")
+    assert not shows(checks, f"{tmp_path}/images/a.png: is turned")
+    assert shows(checks, f"{tmp_path}/images/b.png: is turned")
+    assert shows("boxseg.store", "the store does not answer")
+    assert shows("boxseg.store", "the store does not answer")
 
 
 def test_a_value_as_long_as_a_book_is_cut(capsys):
