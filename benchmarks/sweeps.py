@@ -52,7 +52,7 @@ def run_trials(folder: Path, trials: int) -> list[Table]:
     watch = Watch(folder, trials)
     watch.start()
     try:
-        result = run_sweep(spec, train_fn=train_nothing, progress=False)
+        result = run_sweep(spec, train_fn=train_nothing)
     finally:
         looks = watch.stop()
     left = [

@@ -30,7 +30,6 @@ def train_run(
     resume: str | None = None,
     repeat: RunFolder | None = None,
     train_fn: TrainFn | None = None,
-    progress: bool = True,
 ) -> RunStatus:
     """Train once, in this process or with Ray Train's workers (`resources.runner`), and wait for the end.
 
@@ -39,7 +38,6 @@ def train_run(
         resume: Id or folder of a run to go on with; None starts a new one.
         repeat: The run that `spec` is from, to be repeated; the data has to be the same.
         train_fn: The training loop; None: that of boxseg.
-        progress: Show progress on stderr.
 
     Returns:
         Where the run stands. SIGINT, SIGTERM and SIGHUP end it early with its state saved and status `interrupted`.
@@ -69,7 +67,7 @@ def train_run(
         runner = runner_of(spec)
         payload = Payload(spec, folder.path, storage / ".data", runner, train_fn=train_fn)
         supervisor = stack.enter_context(supervise(folder, spec, syncer))
-        display = stack.enter_context(RunProgress(folder, shown=progress))
+        display = stack.enter_context(RunProgress(folder))
         if runner == "ray_train":
             stack.enter_context(
                 start_ray(spec, logs=folder.logs, give_up=supervisor.signals.has_received)

@@ -63,7 +63,6 @@ def run_sweep(
     more: int = 0,
     max_failures: int | None = None,
     train_fn: TrainFn | None = None,
-    progress: bool = True,
 ) -> SweepResult:
     """Run all trials, keep the best checkpoint, and wait for the end.
 
@@ -74,7 +73,6 @@ def run_sweep(
         more: Settings to try besides those that are planned, if `start` is `more`.
         max_failures: Once this many trials have failed, end as after a signal; None: never.
         train_fn: The training loop; None: that of boxseg.
-        progress: Show progress on stderr.
 
     Returns:
         The result, also if trials failed. SIGINT, SIGTERM and SIGHUP end the running trials with their state saved.
@@ -103,19 +101,19 @@ def run_sweep(
         )
         with supervise(folder, spec, syncer) as supervisor:
             trials = Trials(plan, tags, supervisor, past, max_failures=max_failures)
-            _run_trials(trials, progress=progress)
+            _run_trials(trials)
             result = conclude(trials)
     if trials.storage_failure is not None:
         raise error_of(trials.storage_failure)
     return result
 
 
-def _run_trials(trials: Trials, *, progress: bool) -> None:
+def _run_trials(trials: Trials) -> None:
     """Start Ray, run the trials that have not ended, wait for them, and close all of them."""
     spec, signals = trials.plan.spec, trials.supervisor.signals
     planned = spec.sweep.num_trials
     try:
-        with SweepProgress(spec.name, planned, shown=progress) as display:
+        with SweepProgress(spec.name, planned) as display:
             display.begin(trials.table())
             if trials.ended < planned:
                 with start_ray(

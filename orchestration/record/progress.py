@@ -44,8 +44,8 @@ class ProgressDisplay:
     Once nobody reads stderr any more (a closed pipe or terminal), it is silent, and the work goes on.
     """
 
-    def __init__(self, *, shown: bool) -> None:
-        self._console = safe_console(stderr=True, quiet=not shown, highlight=False)
+    def __init__(self) -> None:
+        self._console = safe_console(stderr=True, highlight=False)
         # Without a thread of rich: it is only redrawn by `update`, and removed at the end.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._since = time.monotonic()
@@ -95,8 +95,8 @@ class ProgressDisplay:
 class RunProgress(ProgressDisplay):
     """On a terminal, a line that is redrawn, and above it one for each evaluation; else a line for each report."""
 
-    def __init__(self, folder: RunFolder, *, shown: bool = True) -> None:
-        super().__init__(shown=shown)
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
         self._steps = folder.stored().steps
         self._folder = folder
         self._tells_start = True
@@ -164,8 +164,8 @@ class RunProgress(ProgressDisplay):
 class SweepProgress(ProgressDisplay):
     """On a terminal, the table of trials, redrawn; else a line for each evaluation and each end."""
 
-    def __init__(self, name: str, planned: int, *, shown: bool = True) -> None:
-        super().__init__(shown=shown)
+    def __init__(self, name: str, planned: int) -> None:
+        super().__init__()
         self._name = name
         self._planned = planned
         self._tells_start = True
@@ -293,7 +293,7 @@ def time_left(seconds: float | None) -> str:
 def counted(items: Iterable[T], total: int, *, what: str) -> Iterator[T]:
     """Yield the items and show the count done and the time left: live on a terminal, else every ten seconds."""
     began = next_at = time.monotonic()
-    with ProgressDisplay(shown=True) as progress:
+    with ProgressDisplay() as progress:
         for done, item in enumerate(items, start=1):
             now = time.monotonic()
             if now >= next_at or done == total:

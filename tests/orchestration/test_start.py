@@ -47,7 +47,7 @@ def make_spec(storage: Path, **changes) -> RunSpec:
 @pytest.fixture(scope="module")
 def earlier(storage) -> RunStatus:
     """A run of two updates."""
-    return train_run(make_spec(storage), progress=False)
+    return train_run(make_spec(storage))
 
 
 def test_a_run_starts_from_a_run_that_it_names_by_its_id(storage, earlier, capsys):

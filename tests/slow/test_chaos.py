@@ -93,10 +93,10 @@ def test_a_sweep_that_gives_up_after_a_failure_can_go_on(tmp_path):
     spec = SweepSpec.model_validate(
         make_values(tmp_path, sweep=sweep, train={"steps": 200, "batch_size": 2})
     )
-    first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.05), progress=False)
+    first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.05))
     assert first.status == "interrupted"
     assert [row.status for row in first.table.rows if row.status == "failed"] == ["failed"]
-    second = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
+    second = run_sweep(spec, start="resume", train_fn=make_training())
     assert (second.folder, second.status) == (first.folder, "finished")
     assert [row.status for row in sorted(second.table.rows, key=lambda row: row.id)] == [
         "failed",
@@ -106,7 +106,7 @@ def test_a_sweep_that_gives_up_after_a_failure_can_go_on(tmp_path):
 
 def test_a_sweep_whose_driver_was_killed_ends_as_if_undisturbed(tmp_path, ray_session):
     spec = SweepSpec.model_validate(make_values(tmp_path / "calm"))
-    undisturbed = run_sweep(spec, train_fn=make_training(), progress=False)
+    undisturbed = run_sweep(spec, train_fn=make_training())
     assert {row.status for row in undisturbed.table.rows} == {"finished", "stopped"}
 
     values = make_values(
@@ -121,7 +121,7 @@ def test_a_sweep_whose_driver_was_killed_ends_as_if_undisturbed(tmp_path, ray_se
         shutil.rmtree(path)
 
     spec = SweepSpec.model_validate(make_values(tmp_path / "rough"))
-    resumed = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
+    resumed = run_sweep(spec, start="resume", train_fn=make_training())
     assert (resumed.folder, resumed.status) == (folder.path, "finished")
     assert story(resumed.folder) == story(undisturbed.folder)
     assert len(resumed.table.rows) == 8

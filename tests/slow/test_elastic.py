@@ -51,7 +51,7 @@ def make_noted():
 
 orchestration.execute.fit.RESIZE_S = 5.0
 spec = RunSpec.model_validate(json.loads(sys.argv[1]))
-orchestration.execute.run.train_run(spec, train_fn=make_noted(), progress=False)
+orchestration.execute.run.train_run(spec, train_fn=make_noted())
 """
 
 

@@ -59,7 +59,7 @@ def test_more_than_ray_has_is_refused_at_once(storage):
         make_values(storage, resources={"workers": 64}, train={"batch_size": 64})
     )
     with pytest.raises(ResourceError, match="needs 64 workers of 1 CPU cores"):
-        train_run(spec, train_fn=make_training(), progress=False)
+        train_run(spec, train_fn=make_training())
 
 
 def test_an_inline_sweep_stops_weak_trials_and_survives_a_failing_one(storage, capsys):
@@ -98,7 +98,7 @@ def test_a_trial_whose_best_evaluation_came_early_is_neither_stopped_nor_behind(
     sweep = {"search": "grid", "reduction": 2, "concurrency": 1}
     sweep["space"] = {"qam.k_top": {"choice": [1, 5]}}
     spec = SweepSpec.model_validate(make_values(storage, name="early", sweep=sweep))
-    result = run_sweep(spec, train_fn=training, progress=False)
+    result = run_sweep(spec, train_fn=training)
     assert [(row.status, row.value) for row in by_number(result)] == [
         ("finished", 0.5),
         ("finished", 0.7),
@@ -122,13 +122,13 @@ def test_a_trial_that_lost_its_best_checkpoint_fails_and_can_be_resumed_with_wha
     }
     spec = SweepSpec.model_validate(make_values(storage, name="lossy", sweep=sweep))
     training = make_training(script=script)
-    whole = run_sweep(spec, train_fn=training, progress=False)
+    whole = run_sweep(spec, train_fn=training)
     assert whole.best.value == 0.7
     kept = folder_of(Path(whole.best.folder) / "checkpoints", 10)
     (kept / "state.pt").write_bytes(b"other")
     ends = []
     for _ in range(2):
-        ends.append(run_sweep(spec, start="retry_failed", train_fn=training, progress=False))
+        ends.append(run_sweep(spec, start="retry_failed", train_fn=training))
     told = [
         [(row.status, row.value, row.best_step) for row in by_number(result)] for result in ends
     ]
@@ -154,9 +154,7 @@ def test_for_two_metrics_the_front_is_named_and_the_end_is_notified_once(storage
     told = storage / "told"
     notify = {"command": ["sh", "-c", f'echo "$0" >> {told}']}
     values = make_values(storage, name="two", sweep=sweep, notify=notify)
-    result = run_sweep(
-        SweepSpec.model_validate(values), train_fn=make_training(script=script), progress=False
-    )
+    result = run_sweep(SweepSpec.model_validate(values), train_fn=make_training(script=script))
     assert result.best.values == {"qam.k_top": 1}
     assert [rows[0].values["qam.k_top"] for rows in result.table.front()] == [1, 5]
     assert RunFolder(result.folder).stored().front == [rows[0].id for rows in result.table.front()]
@@ -179,7 +177,7 @@ def test_a_search_over_a_small_space_runs_each_setting_once(storage):
     sweep = {"search": "tpe", "trials": 12, "trial_scheduler": "none"}
     sweep["space"] = {"qam.k_top": {"randint": [1, 4]}}
     spec = SweepSpec.model_validate(make_values(storage, name="small", sweep=sweep))
-    result = run_sweep(spec, train_fn=make_training(), progress=False)
+    result = run_sweep(spec, train_fn=make_training())
     assert sorted(row.values["qam.k_top"] for row in result.table.rows) == [1, 2, 3]
 
 
@@ -194,7 +192,7 @@ def test_other_schedulers_stop_weak_trials_too(storage, scheduler):
         "space": space,
     }
     spec = SweepSpec.model_validate(make_values(storage, name=scheduler, sweep=sweep))
-    result = run_sweep(spec, train_fn=make_training(step_s=0.005), progress=False)
+    result = run_sweep(spec, train_fn=make_training(step_s=0.005))
     found = {row.values["qam.iou_thr"]: row for row in result.table.rows}
     assert (found[0.8].status, found[0.1].status, found[0.1].step) == ("finished", "stopped", 10)
     [end] = [
@@ -218,7 +216,7 @@ def test_a_sweep_that_is_extended_equals_one_that_was_planned_so_long(storage):
     def run(name: str, trials: int, **options):
         values = make_values(storage, name=name, sweep={**sweep, "trials": trials})
         spec = SweepSpec.model_validate(values)
-        return run_sweep(spec, train_fn=make_training(), progress=False, **options)
+        return run_sweep(spec, train_fn=make_training(), **options)
 
     planned = run("planned", 5)
     run("extended", 2)
@@ -243,7 +241,7 @@ def test_a_grid_that_gets_seeds_and_values_equals_one_that_was_planned_so_large(
         sweep = {"search": "grid", "trial_scheduler": "none", "seeds": seeds, "space": space}
         values = make_values(storage, name=name, sweep=sweep)
         spec = SweepSpec.model_validate(values)
-        return run_sweep(spec, train_fn=make_training(), progress=False, **options)
+        return run_sweep(spec, train_fn=make_training(), **options)
 
     def found(result) -> list[tuple]:
         return sorted(tuple(map(str, outcome[1:])) for outcome in outcomes(result))
@@ -263,17 +261,17 @@ def test_a_sweep_starts_from_the_best_of_another_and_resumes_without_it(storage)
     space = {"qam.iou_thr": {"choice": [0.3, 0.8]}}
     sweep = {"search": "grid", "trial_scheduler": "none", "space": space}
     values = make_values(storage, name="first", sweep=sweep)
-    first = run_sweep(SweepSpec.model_validate(values), train_fn=make_training(), progress=False)
+    first = run_sweep(SweepSpec.model_validate(values), train_fn=make_training())
     sweep = {"search": "tpe", "trial_scheduler": "none", "trials": 2, "start_from": [first.id]}
     sweep["space"] = {"qam.iou_thr": {"uniform": [0.1, 0.9]}}
     # of another length, so that only the best third of two trials, one setting, is tried
     values = make_values(storage, name="second", sweep=sweep)
     values["train"] = values["train"] | {"steps": 30}
     spec = SweepSpec.model_validate(values)
-    second = run_sweep(spec, train_fn=make_training(), progress=False)
+    second = run_sweep(spec, train_fn=make_training())
     assert [row.values["qam.iou_thr"] for row in by_number(second)][:1] == [0.8]
     shutil.rmtree(first.folder)
-    third = run_sweep(spec, start="more", more=1, train_fn=make_training(), progress=False)
+    third = run_sweep(spec, start="more", more=1, train_fn=make_training())
     assert [row.values for row in by_number(third)][:2] == [
         row.values for row in by_number(second)
     ]
@@ -285,7 +283,7 @@ def test_a_conditional_space_has_one_trial_for_all_that_does_not_apply(storage):
     space["qam.iou_thr"] = {"choice": [0.3, 0.8], "when": {"method": "qam"}}
     sweep = {"search": "grid", "trial_scheduler": "none", "space": space}
     spec = SweepSpec.model_validate(make_values(storage, name="conditional", sweep=sweep))
-    result = run_sweep(spec, train_fn=make_training(), progress=False)
+    result = run_sweep(spec, train_fn=make_training())
     # the fake training's score is the threshold, that of the file for boxinst
     assert [(row.values, row.value) for row in by_number(result)] == [
         ({"method": "boxinst"}, spec.qam.iou_thr),
@@ -304,7 +302,7 @@ def test_a_sweep_without_gain_or_without_time_begins_no_more_settings(storage):
         values = make_values(storage, name="ends", sweep=sweep | settings)
         start = "resume" if (storage / "ends").exists() else None
         spec = SweepSpec.model_validate(values)
-        return run_sweep(spec, start=start, train_fn=make_training(), progress=False)
+        return run_sweep(spec, start=start, train_fn=make_training())
 
     result = run(patience=2)
     assert (result.status, result.stopped_by) == ("finished", "sweep.patience 2")
@@ -337,7 +335,7 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
 
     threading.Thread(target=stop_when_running, daemon=True).start()
     spec = SweepSpec.model_validate(values)
-    result = run_sweep(spec, train_fn=make_training(step_s=0.01), progress=False)
+    result = run_sweep(spec, train_fn=make_training(step_s=0.01))
     assert result.status == "interrupted"
     statuses = [each for each in list_runs(storage) if each.name == "signal"]
     assert {each.status for each in statuses} == {"interrupted"}
@@ -346,7 +344,7 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     assert all(
         (Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials
     )
-    resumed = run_sweep(spec, start="resume", train_fn=make_training(), progress=False)
+    resumed = run_sweep(spec, start="resume", train_fn=make_training())
     assert (resumed.status, resumed.folder, len(resumed.table.rows)) == (
         "finished",
         result.folder,
@@ -383,7 +381,7 @@ def starting_steps(folder: Path) -> list[str]:
 
 def test_a_lost_worker_is_replaced_and_continues_from_the_last_checkpoint(storage):
     spec = RunSpec.model_validate(make_values(storage, resources={"runner": "ray_train"}))
-    result = train_run(spec, train_fn=make_training_that_dies_once(), progress=False)
+    result = train_run(spec, train_fn=make_training_that_dies_once())
     assert (result.status, result.metrics["val/mask_ap"]) == ("finished", 0.5)
     assert starting_steps(Path(result.folder)) == ["0", "20"]
 
@@ -391,7 +389,7 @@ def test_a_lost_worker_is_replaced_and_continues_from_the_last_checkpoint(storag
 def test_a_lost_trial_process_is_replaced_too(storage):
     sweep = {"trials": 1, "search": "random", "space": {"qam.iou_thr": {"uniform": [0.4, 0.8]}}}
     spec = SweepSpec.model_validate(make_values(storage, sweep=sweep))
-    result = run_sweep(spec, train_fn=make_training_that_dies_once(), progress=False)
+    result = run_sweep(spec, train_fn=make_training_that_dies_once())
     assert [row.status for row in result.table.rows] == ["finished"]
     assert starting_steps(Path(result.best.folder)) == ["0", "20"]
 
@@ -415,7 +413,7 @@ def test_a_run_without_a_place_waits_until_there_is_one(storage, monkeypatch):
 
     threading.Thread(target=go, daemon=True).start()
     values = make_values(storage, name="waiting", resources={"runner": "ray_train"})
-    status = train_run(RunSpec.model_validate(values), train_fn=make_training(), progress=False)
+    status = train_run(RunSpec.model_validate(values), train_fn=make_training())
     assert (status.status, status.step) == ("finished", 40)
     assert len(tries) >= 4, "it did not wait"
 
@@ -440,7 +438,7 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
         return inner(config, folder=folder, reporter=reporter, **others)
 
     values = make_values(storage, resources={"workers": 2})
-    result = train_run(RunSpec.model_validate(values), train_fn=train, progress=False)
+    result = train_run(RunSpec.model_validate(values), train_fn=train)
     assert result.status == "finished"
     assert {path.name for path in Path(result.folder).glob("rank-*")} == {"rank-0", "rank-1"}
     steps = [step for step, _ in RunFolder(result.folder).history("train/loss")]
@@ -449,7 +447,6 @@ def test_two_workers_train_together_and_a_failure_keeps_its_class(storage):
         train_run(
             RunSpec.model_validate({**values, "qam": {"k_top": 13}}),
             train_fn=train,
-            progress=False,
         )
 
 
@@ -511,7 +508,7 @@ def run_real_sweep(storage: Path, runner: str, thresholds: list[float]):
             "space": {"qam.iou_thr": {"choice": thresholds}},
         },
     }
-    return run_sweep(SweepSpec.model_validate(values), progress=False)
+    return run_sweep(SweepSpec.model_validate(values))
 
 
 def by_number(result):

@@ -24,9 +24,9 @@ def runs(tmp_path_factory) -> dict[str, mlflow.entities.Run]:
     train = {"steps": STEPS, "batch_size": 4, "report_every": 1}
     spec = SweepSpec.model_validate(make_values(storage, sweep=sweep, train=train))
     with start_ray(RunSpec(), logs=storage / "logs"):
-        first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.5), progress=False)
+        first = run_sweep(spec, max_failures=1, train_fn=make_training(step_s=0.5))
         assert first.status == "interrupted"
-        run_sweep(spec, start="resume", train_fn=make_training(step_s=0.01), progress=False)
+        run_sweep(spec, start="resume", train_fn=make_training(step_s=0.01))
     client = mlflow.MlflowClient(tracking_uri(storage))
     found = client.search_runs([client.get_experiment_by_name("chaos").experiment_id])
     what = {

@@ -258,7 +258,6 @@ def train_under(
     hit.start()
     status = train_run(
         RunSpec.model_validate({**TOY, "storage": storage, "tracking": {"uri": uri}}),
-        progress=False,
     )
     hit.join()
     assert status.status == "finished"

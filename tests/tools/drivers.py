@@ -39,7 +39,7 @@ class Impatient:
         self.train = state["train"]
 
 training = Impatient(make_training(step_s=step_s))
-run_sweep(SweepSpec.model_validate(values), start=start, train_fn=training, progress=False)
+run_sweep(SweepSpec.model_validate(values), start=start, train_fn=training)
 '''
 
 

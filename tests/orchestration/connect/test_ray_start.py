@@ -143,7 +143,7 @@ def test_a_run_whose_ray_never_started_has_failed_with_the_cause(monkeypatch, tm
         "resources": {"runner": "ray_train"},
     }
     with pytest.raises(ResourceError, match="Timed out waiting"):
-        train_run(RunSpec.model_validate(values), progress=False)
+        train_run(RunSpec.model_validate(values))
     [status] = list_runs(tmp_path / "runs")
     assert (status.status, status.step) == ("failed", 0)
     assert (

@@ -123,7 +123,7 @@ def test_a_trial_that_could_not_be_stored_stops_the_sweep_and_is_run_again(tmp_p
         "failed", StorageError("the disk is full")
     )
     sweep.close(Trial(0, {}, 0), "stopped")
-    with SweepProgress("toy", 3, shown=False) as display:
+    with SweepProgress("toy", 3) as display:
         sweep.supervisor.watch(
             functools.partial(time.sleep, 0.5), functools.partial(sweep.look, display)
         )

@@ -200,10 +200,10 @@ def test_a_resumed_run_keeps_the_code_changes_that_it_is_resumed_with(checkout, 
             "train": {"steps": 4, "batch_size": 4, "report_every": 1},
         }
     )
-    folder = RunFolder(train_run(spec, train_fn=make_training(), progress=False).folder)
+    folder = RunFolder(train_run(spec, train_fn=make_training()).folder)
     for code, kept in (("a = 2\n", True), ("a = 1\n", False)):
         (checkout / "boxseg/__init__.py").write_text(code)
-        train_run(spec, resume=folder.path.name, train_fn=make_training(), progress=False)
+        train_run(spec, resume=folder.path.name, train_fn=make_training())
         changes = folder.path / "changes.diff"
         assert folder.status().tags["git_dirty"] == str(kept).lower()
         assert f"+{code}" in changes.read_text() if kept else not changes.exists()

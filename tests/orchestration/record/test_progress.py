@@ -24,7 +24,7 @@ class Trials:
     def __init__(self, storage: Path, planned: int) -> None:
         self._storage = storage
         self._rows: dict[int, TrialStatus] = {}
-        self._progress = SweepProgress("toy", planned, shown=False)
+        self._progress = SweepProgress("toy", planned)
 
     def report(self, number: int, step: int, time: float) -> None:
         folder = self._storage / str(number)
@@ -50,7 +50,7 @@ class Trials:
 
 
 def test_a_sweep_says_once_what_its_trials_start_from(tmp_path, capsys):
-    progress = SweepProgress("toy", 2, shown=True)
+    progress = SweepProgress("toy", 2)
     rows = []
     for number in range(2):
         folder = RunFolder(tmp_path / f"x-{number:02d}")
@@ -78,7 +78,7 @@ def test_what_was_done_before_this_command_is_not_reported_again(tmp_path, capsy
     trials.report(0, 50, time=5)
     trials.end(0, "finished", step=100, seconds=10)
     trials.report(1, 20, time=2)
-    progress = SweepProgress("toy", 3, shown=True)
+    progress = SweepProgress("toy", 3)
 
     def table() -> SweepTable:
         return SweepTable(Criterion("m"), list(trials._rows.values()))

@@ -202,7 +202,7 @@ def test_a_run_has_all_images_when_it_trains(machines, pictures, tmp_path, monke
         {"name": "stored", "data": {"train": pictures.addresses, "val": pictures.addresses}}
         | values
     )
-    status = train_run(spec, train_fn=train, progress=False)
+    status = train_run(spec, train_fn=train)
     assert (status.status, seen) == ("finished", [3])
     params = params_of(read_resolved(Path(status.folder) / "config.yaml"))
     assert params["data.train.images"] == pictures.addresses["images"]
