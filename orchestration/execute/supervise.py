@@ -288,18 +288,17 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self._received_at = 0.0
+        self._received_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def has_received(self) -> bool:
         """True once a signal has come."""
-        return self.received is not None
+        return self._received_at is not None
 
     @property
     def overdue(self) -> bool:
         """True once the signal came so long ago that saved states are not waited for any more."""
-        return self.received is not None and time.monotonic() - self._received_at > GRACE_S
+        return self._received_at is not None and time.monotonic() - self._received_at > GRACE_S
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -314,13 +313,12 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Act as if this signal had come, unless one has already."""
-        if self.received is None:
-            self.received = number
+    def stop(self) -> None:
+        """Act as if a signal had come, unless one has already."""
+        if self._received_at is None:
             self._received_at = time.monotonic()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.has_received():
             raise KeyboardInterrupt
-        self.stop(number)
+        self.stop()
