@@ -162,7 +162,6 @@ def domain_kind(value: Any) -> str | None:
     return kinds[0] if len(kinds) == 1 else None
 
 
-AnyDomain = Uniform | LogUniform | QUniform | RandInt | LogRandInt | QRandInt | Choice | Together
 # with tags, pydantic explains the kind that was meant, and not all eight
 Domain = Annotated[
     Annotated[Uniform, Tag("uniform")]
@@ -183,7 +182,7 @@ Domain = Annotated[
 ]
 
 
-def values_of(domain: AnyDomain) -> list[Any] | range | None:
+def values_of(domain: Domain) -> list[Any] | range | None:
     """All values of a domain; None for real numbers."""
     match domain:
         case Choice(choice=values) | Together(together=values):
@@ -202,13 +201,13 @@ def values_of(domain: AnyDomain) -> list[Any] | range | None:
     return None
 
 
-def ends_of(domain: AnyDomain) -> tuple[float, float]:
+def ends_of(domain: Domain) -> tuple[float, float]:
     """The least and the largest of a domain of real numbers."""
     assert isinstance(domain, Uniform | LogUniform)
     return domain.uniform if isinstance(domain, Uniform) else domain.loguniform
 
 
-def holds(domain: AnyDomain, value: Any) -> bool:
+def holds(domain: Domain, value: Any) -> bool:
     """Whether a value can have been drawn from a domain."""
     values = values_of(domain)
     if isinstance(values, list):
@@ -221,7 +220,7 @@ def holds(domain: AnyDomain, value: Any) -> bool:
     return isinstance(value, int | float) and low <= value <= high
 
 
-def drawn_value(domain: AnyDomain, value: Any) -> Any:
+def drawn_value(domain: Domain, value: Any) -> Any:
     """A value that a domain holds as it would be drawn from there: of 9.0 and 9 the one that is listed."""
     values = values_of(domain)
     if isinstance(values, list):
@@ -236,7 +235,7 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def corners(domain: AnyDomain) -> list[Any]:
+def corners(domain: Domain) -> list[Any]:
     """All choices; of a range both ends, the second value if it has steps, else one between that is not whole."""
     values = values_of(domain)
     if values is None:
@@ -248,6 +247,6 @@ def corners(domain: AnyDomain) -> list[Any]:
     return values if isinstance(domain, Choice | Together) else [*values[:2], values[-1]]
 
 
-def is_logarithmic(domain: AnyDomain | None) -> bool:
+def is_logarithmic(domain: Domain | None) -> bool:
     """Whether values are evenly likely on a logarithmic scale."""
     return isinstance(domain, LogUniform | LogRandInt)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestration.config.domain import (
-    AnyDomain,
+    Domain,
     Together,
     corners,
     drawn_value,
@@ -24,7 +24,7 @@ from orchestration.config.domain import (
 )
 from orchestration.config.explain import as_yaml
 
-Space = dict[str, AnyDomain]
+Space = dict[str, Domain]
 """Name -> domain: that of a setting, or a free name for settings that move together."""
 MOST_SAMPLES = 128
 """How many settings stand for a space, besides its corners."""
@@ -35,17 +35,17 @@ def names_in(space: Space) -> list[str]:
     return [name for entry, domain in space.items() for name in names_of(entry, domain)]
 
 
-def names_of(entry: str, domain: AnyDomain) -> list[str]:
+def names_of(entry: str, domain: Domain) -> list[str]:
     """The settings that one line of a space varies."""
     return list(domain.together[0]) if isinstance(domain, Together) else [entry]
 
 
-def given_by(entry: str, domain: AnyDomain, value: Any) -> dict[str, Any]:
+def given_by(entry: str, domain: Domain, value: Any) -> dict[str, Any]:
     """Setting name -> value by the value of one line of a space."""
     return dict(value) if isinstance(domain, Together) else {entry: value}
 
 
-def applies(domain: AnyDomain, values: dict[str, Any]) -> bool:
+def applies(domain: Domain, values: dict[str, Any]) -> bool:
     """Whether the conditions of a domain hold with the values of what stands above it."""
     return _meets(values, domain.when)
 
@@ -57,7 +57,7 @@ def _meets(values: dict[str, Any], conditions: dict[str, list[Any]]) -> bool:
     return True
 
 
-def conditions_of(domain: AnyDomain) -> str:
+def conditions_of(domain: Domain) -> str:
     """When a domain applies, in words."""
     parts = []
     for name, allowed in domain.when.items():
@@ -65,7 +65,7 @@ def conditions_of(domain: AnyDomain) -> str:
     return " and ".join(parts)
 
 
-def draw(space: Space, pick: Callable[[str, AnyDomain], Any]) -> dict[str, Any]:
+def draw(space: Space, pick: Callable[[str, Domain], Any]) -> dict[str, Any]:
     """The setting in which each line that applies has what `pick` gives for its name and domain."""
     values: dict[str, Any] = {}
     for entry, domain in space.items():
@@ -74,7 +74,7 @@ def draw(space: Space, pick: Callable[[str, AnyDomain], Any]) -> dict[str, Any]:
     return values
 
 
-def value_in(values: dict[str, Any], entry: str, domain: AnyDomain) -> Any:
+def value_in(values: dict[str, Any], entry: str, domain: Domain) -> Any:
     """The value of one line of a space, from setting name -> value: the inverse of `given_by`.
 
     Raises:
@@ -132,7 +132,7 @@ def settings_of(space: Space) -> Iterator[dict[str, Any]]:
 
 
 def _settings_of(
-    lines: Sequence[tuple[str, AnyDomain]], values: dict[str, Any]
+    lines: Sequence[tuple[str, Domain]], values: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     if not lines:
         yield values
@@ -155,7 +155,7 @@ def count_settings(space: Space) -> int | None:
 
 
 def _count(
-    lines: Sequence[tuple[str, AnyDomain]], values: dict[str, Any], watched: set[str]
+    lines: Sequence[tuple[str, Domain]], values: dict[str, Any], watched: set[str]
 ) -> float:
     if not lines:
         return 1
