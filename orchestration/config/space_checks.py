@@ -10,6 +10,7 @@ from orchestration.config.space import (
     Space,
     applies,
     conditions_of,
+    given_by,
     names_of,
     picks_for,
     possible_values,
@@ -84,7 +85,7 @@ def _check_conditions(space: Space, entry: str, place: str) -> None:
                 )
     needed: dict[str, object] = {}
     for giver, value in picks_for(space, entry).items():
-        needed |= dict(value) if isinstance(space[giver], Together) else {giver: value}
+        needed |= given_by(giver, space[giver], value)
     if not applies(space[entry], needed):
         raise ConfigError(
             f"{place}: sweep.space: the conditions of {entry} never hold together; leave one of them out"
