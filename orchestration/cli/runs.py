@@ -20,7 +20,7 @@ from orchestration.cli.output import (
     print_table,
     say,
 )
-from orchestration.store.places import address_of, shown
+from orchestration.store.places import address_of, named, shown
 from orchestration.words import show_duration
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def list_all(
     for status in statuses:
         values = [getattr(status, name) for name in fields]
         values += map(status.best_or_latest.get, SHOWN_METRICS.values())
-        rows.append((*values, _began(status), _place(status), _why(status)))
+        rows.append((*values, _began(status), named(Path(status.folder)), _why(status)))
     # the least important first
     first_to_go = ("folder", "why it failed", "AP75", "began", "kind", "box AP", "step")
     print_table(headings, rows, first_to_go=first_to_go)
@@ -131,9 +131,9 @@ def _warn_of_obvious_damage(statuses: list[RunStatus]) -> None:
         if status.is_final and _should_have(status, best) and find_obvious_damage(best)
     ]
     if faulty:
-        named = ", ".join(faulty[:SHOWN_FAULTS]) + (" …" if faulty[SHOWN_FAULTS:] else "")
+        listed = ", ".join(faulty[:SHOWN_FAULTS]) + (" …" if faulty[SHOWN_FAULTS:] else "")
         say(
-            f"warning: the best checkpoint of {len(faulty)} of these is gone or damaged: {named}; "
+            f"warning: the best checkpoint of {len(faulty)} of these is gone or damaged: {listed}; "
             "`boxseg runs show RUN` tells how"
         )
 
@@ -225,11 +225,6 @@ def _why(status: RunStatus) -> str | None:
     return None if failure is None else failure.summary
 
 
-def _place(status: RunStatus) -> str:
-    """The run's folder, or its address in a store."""
-    return address_of(Path(status.folder)) or status.folder
-
-
 def _began(status: RunStatus) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
 
@@ -240,7 +235,7 @@ def _summary(status: RunStatus) -> list[tuple[str, Any]]:
     pairs = {
         done: f"{status.step} of {status.steps}" if status.steps else status.step,
         "time": show_duration(status.took_s) if status.started else None,
-        "folder": _place(status),
+        "folder": named(Path(status.folder)),
         "failure": f"{status.failure.kind}: {status.failure.text}" if status.failure else None,
         "report": page if page.exists() else None,
         "start": status.start or None,
