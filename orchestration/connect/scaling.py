@@ -69,7 +69,7 @@ class SharesPolicy(ElasticScalingPolicy):
     def __init__(self, scaling_config: ScalingConfig, share: Share) -> None:
         # mypy sees the class of Ray Train V1
         super().__init__(scaling_config)  # type: ignore[arg-type]
-        self._share = share
+        self._shares, self._number = share.shares, share.number
         self._homes: list[str] = []
         """Node of each worker, of the last start."""
         self._next_look = 0.0
@@ -77,7 +77,7 @@ class SharesPolicy(ElasticScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Called at the beginning, after a loss, and after a start for which there was no place after all."""
         self._maybe_send_resource_request()
-        workers = self._share.start(self._homes)
+        workers = self._shares.start(self._number, self._homes)
         if not workers and self._homes:
             # Ray frees the places of the remaining workers when it tries the next start
             workers = self.scaling_config.min_workers
@@ -95,16 +95,16 @@ class SharesPolicy(ElasticScalingPolicy):
         homes = [worker.metadata.node_id for worker in worker_group_state.workers]
         if homes != self._homes:
             self._homes = homes
-            self._share.note(len(homes))
+            self._shares.note(self._number, len(homes))
             self._next_look = time.monotonic() + LOOK_S
         if time.monotonic() < self._next_look or len(homes) == self.scaling_config.max_workers:
             return NoopDecision()
         self._next_look = time.monotonic() + LOOK_S
-        workers = self._share.grow()
+        workers = self._shares.grow(self._number)
         if workers <= len(homes):
             return NoopDecision()
         if not self._is_free(workers - len(homes)):
-            self._share.note(len(homes))
+            self._shares.note(self._number, len(homes))
             return NoopDecision()
         return self._get_resize_decision(workers)
 

@@ -83,23 +83,11 @@ class Shares:
 
 @dataclass(frozen=True)
 class Share:
-    """The view that one trial has of its sweep's `Shares`, from any machine."""
+    """One trial's part in its sweep's `Shares`, which it can ask from any machine."""
 
     shares: Shares
     number: int
     """The trial's."""
-
-    def start(self, homes: Sequence[str]) -> int:
-        """See `Shares`."""
-        return self.shares.start(self.number, homes)
-
-    def grow(self) -> int:
-        """See `Shares`."""
-        return self.shares.grow(self.number)
-
-    def note(self, workers: int) -> None:
-        """See `Shares`."""
-        self.shares.note(self.number, workers)
 
 
 def open_shares(resources: ResourcesConfig, at_once: int) -> Shares | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestration.config.spec import ResourcesConfig
-from orchestration.connect.shares import Shares
+from orchestration.connect.shares import Share, Shares
 
 
 def make_shares(nodes: str, *, workers: int = 2, least: int = 1, open_: int = 2, left: int = 0):
@@ -102,25 +102,25 @@ def running_on(nodes: str) -> SimpleNamespace:
 
 
 class Told:
-    """A share that answers from a list, and keeps what it was asked."""
+    """Shares that answer from a list, and keep what they were asked."""
 
     def __init__(self, *answers: int) -> None:
         self.answers = list(answers)
         self.asked: list[object] = []
 
-    def start(self, homes: list[str]) -> int:
+    def start(self, number: int, homes: list[str]) -> int:
         self.asked.append(["start", *homes])
         return self.answers.pop(0)
 
-    def grow(self) -> int:
+    def grow(self, number: int) -> int:
         self.asked.append("grow")
         return self.answers.pop(0)
 
-    def note(self, workers: int) -> None:
+    def note(self, number: int, workers: int) -> None:
         self.asked.append(workers)
 
 
-def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) -> Any:
+def make_policy(monkeypatch: pytest.MonkeyPatch, shares: Told, *, free: float) -> Any:
     # Not at the top: whoever reads this file would load Ray, which takes its settings then.
     from ray.train import ScalingConfig
 
@@ -132,14 +132,14 @@ def make_policy(monkeypatch: pytest.MonkeyPatch, share: Told, *, free: float) ->
     monkeypatch.setattr(scaling.ray, "available_resources", lambda: {"CPU": free})
     monkeypatch.setattr(scaling, "LOOK_S", 0.0)
     config = ScalingConfig(num_workers=(2, 4), resources_per_worker={"CPU": 1})
-    return SharesPolicy(config, share)
+    return SharesPolicy(config, Share(shares, 0))
 
 
 def test_the_policy_waits_starts_and_grows_as_instructed(monkeypatch):
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
-    share = Told(0, 3, 3, 4)
-    policy = make_policy(monkeypatch, share, free=1.0)
+    shares = Told(0, 3, 3, 4)
+    policy = make_policy(monkeypatch, shares, free=1.0)
     start, look = (
         policy.make_decision_for_non_running_worker_group,
         lambda nodes: policy.make_decision_for_running_worker_group(running_on(nodes), None),
@@ -149,20 +149,20 @@ def test_the_policy_waits_starts_and_grows_as_instructed(monkeypatch):
     assert isinstance(look("abc"), NoopDecision)
     assert look("abc") == ResizeDecision(4, {"CPU": 1})
     assert isinstance(look("abcd"), NoopDecision)
-    assert share.asked == [["start"], ["start"], 3, "grow", "grow", 4]
+    assert shares.asked == [["start"], ["start"], 3, "grow", "grow", 4]
 
 
 def test_the_policy_releases_places_that_are_too_few(monkeypatch):
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 
-    share = Told(4, 4, 0, 0)
-    policy = make_policy(monkeypatch, share, free=0.0)
+    shares = Told(4, 4, 0, 0)
+    policy = make_policy(monkeypatch, shares, free=0.0)
     assert policy.make_decision_for_non_running_worker_group().num_workers == 4
     decision = policy.make_decision_for_running_worker_group(running_on("a"), None)
     assert isinstance(decision, NoopDecision), "another user has the places"
-    assert share.asked[-2:] == ["grow", 1]
+    assert shares.asked[-2:] == ["grow", 1]
     # Ray ends the old workers only with a new start
     assert policy.make_decision_for_non_running_worker_group().num_workers == 2
-    assert share.asked[-1] == ["start", "a"]
+    assert shares.asked[-1] == ["start", "a"]
     assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
-    assert share.asked[-1] == ["start"]
+    assert shares.asked[-1] == ["start"]
