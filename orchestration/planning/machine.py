@@ -73,12 +73,8 @@ def read_quota() -> float | None:
 
     Source: the kernel's documentation of `cpu.max`, of version 2 of control groups.
     """
-    limits = []
-    for folder in _own_groups():
-        quota, period = _read_limit(folder)
-        if quota is not None and period:
-            limits.append(quota / period)
-    return min(limits, default=None)
+    limits = [_read_limit(folder) for folder in _own_groups()]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _own_groups() -> list[Path]:
@@ -93,13 +89,13 @@ def _own_groups() -> list[Path]:
     return [CGROUPS / part for group in groups for part in (group, *group.parents)] or [CGROUPS]
 
 
-def _read_limit(folder: Path) -> tuple[float | None, float]:
-    """Time that a group may use in each period, and the period, both in the kernel's unit; None without a limit."""
+def _read_limit(folder: Path) -> float | None:
+    """Number of cores that one group allows; None without a limit."""
     try:
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
-        return (None if quota == "max" else float(quota)), float(period)
-    except (OSError, ValueError):  # there is no such group or file here
-        return None, 0.0
+        return None if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # there is no such group or file here
+        return None
 
 
 def count_gpus() -> int:
