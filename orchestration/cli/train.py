@@ -220,7 +220,7 @@ def _end_sweep(result: SweepResult) -> None:
 def _say_what_is_resumed(spec: RunSpec, name: str | None) -> None:
     """Say what --auto-resume has chosen, as it asks nobody."""
     if name is None:
-        say(f"no {spec.name} to go on with under {spec.storage}: starting a new one")
+        say(f"no {spec.name} to go on with under {shown(spec.storage)}: starting a new one")
     else:
         say(f"goes on with {name}")
 

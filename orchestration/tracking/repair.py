@@ -14,6 +14,7 @@ from orchestration.record.files import file_lock
 from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import pull_tree
+from orchestration.store.places import shown
 from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
 from orchestration.tracking.store import DATABASE, LOCK, move_places, open_client, recorded_uri
@@ -46,7 +47,7 @@ def repair(storage: Path) -> Iterator[str]:
     for folder in folders:
         pull_tree(folder.path)
     if not folders:
-        raise ConfigError(f"{storage.absolute()}: no runs here; name another --storage")
+        raise ConfigError(f"{shown(storage)}: no runs here; name another --storage")
     with file_lock(storage / LOCK):
         yield from _repair_file(storage)
     by_uri: dict[str, list[RunFolder]] = {}

@@ -11,13 +11,15 @@ from boxseg.engine.checkpoint import (
     publish,
     save_checkpoint,
 )
-from boxseg.errors import StorageError
+from boxseg.errors import ConfigError, StorageError
+from orchestration.cli.app import run as main
 from orchestration.config.resolved import dump_resolved, parse_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.record.find_runs import find_run, find_start, find_trained, list_runs
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import Mirror, fetch_newest, in_hand, is_local
 from orchestration.store.places import shown
+from orchestration.tracking.repair import repair
 
 from .conftest import Machines, make_run, save
 
@@ -394,3 +396,15 @@ def test_reading_continues_where_answers_were_cut_off(machines: Machines):
         trained = find_trained(machines.folder, "toys")
         assert find_checkpoint_damage(trained, only=NETWORK) is None
         assert RunFolder(machines.run).history("train/loss") == [(5, 0.5)]
+
+
+def test_an_empty_store_is_called_by_its_address(
+    machines: Machines, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "toys.yaml"
+    file.write_text(f"name: toys\nstorage: {machines.storage}\n")
+    with machines.on("a"):
+        assert main(["train", str(file), "--auto-resume", "--plan"]) == 0
+        assert f"under {machines.storage}: starting" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match=f"^{machines.storage}: no runs here"):
+            list(repair(machines.folder))
