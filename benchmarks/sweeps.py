@@ -96,7 +96,7 @@ def afterwards(spec: SweepSpec, sweep_id: str) -> Table:
     assert folder is not None
 
     def resume() -> None:
-        TrialQueue(spec.sweep, spec.train.seed, read_past(folder, spec.sweep.criterion))
+        TrialQueue(spec.sweep, spec.train.seed, read_past(folder, spec.sweep))
 
     def query() -> None:
         client = open_client(tracking_uri(spec.storage))

@@ -96,9 +96,7 @@ def run_sweep(
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
     with driving(folder) as syncer:
         open_folder(folder, spec, tags)
-        past = read_past(
-            folder, spec.sweep.criterion, sweep=spec.sweep, retry_failed=start == "retry_failed"
-        )
+        past = read_past(folder, spec.sweep, retry_failed=start == "retry_failed")
         with supervise(folder, spec, syncer) as supervisor:
             trials = Trials(plan, tags, supervisor, past, max_failures=max_failures)
             _run_trials(trials)

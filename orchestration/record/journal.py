@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from boxseg.config.criterion import Criterion
 from boxseg.engine.checkpoint import find_best, folder_of, newest_step, remove_old
 from boxseg.errors import ConfigError
 from boxseg.files.writing import make_folder
@@ -89,11 +88,7 @@ def driving(folder: RunFolder) -> Iterator[Syncer | None]:
 
 
 def read_past(
-    folder: RunFolder,
-    criterion: Criterion,
-    *,
-    sweep: SweepConfig | None = None,
-    retry_failed: bool = False,
+    folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False
 ) -> list[TrialStatus]:
     """All trials that a sweep drew, by number; marks those that have not ended as waiting for this process.
 
@@ -105,8 +100,7 @@ def read_past(
 
     Args:
         folder: The sweep's folder, driven by this process.
-        criterion: What decides.
-        sweep: Trials that it cannot have drawn are left out with a warning; None: all trials are taken.
+        sweep: Its settings; trials that it cannot have drawn are left out with a warning.
         retry_failed: Go on with trials too whose cause of failure may be gone.
     """
     for path in folder.path.glob("*/status.json"):
@@ -123,11 +117,11 @@ def read_past(
         elif (newest := newest_step(checkpoints := run.path / "checkpoints")) > 0:
             # a killed driver may have left old checkpoints in its store
             remove_old(checkpoints, folder_of(checkpoints, newest), find_best(checkpoints))
-        past.append(TrialStatus.of(status, criterion))
+        past.append(TrialStatus.of(status, sweep.criterion))
     return past
 
 
-def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunStatus]:
+def find_trials(folder: RunFolder, sweep: SweepConfig) -> dict[int, RunStatus]:
     """States of the trials that a sweep drew, by rising number; changes nothing.
 
     Trials that it cannot have drawn are left out with a warning.
@@ -136,11 +130,11 @@ def find_trials(folder: RunFolder, sweep: SweepConfig | None) -> dict[int, RunSt
     for line in folder.journal():
         if line["event"] == "trial_drawn":
             trial = _trial(line.get("number"), line.get("values"), line.get("seed"))
-            if trial is not None and _is_own(trial, sweep):
+            if trial is not None and trial.is_drawn_by(sweep):
                 trials[trial.number] = _not_begun(folder, trial)
     for status in list_in(folder.path):
         trial = _trial_of(status)
-        if trial is not None and _is_own(trial, sweep):
+        if trial is not None and trial.is_drawn_by(sweep):
             # A folder knows more than the line of the journal, and replaces it.
             trials[trial.number] = status
         else:
@@ -168,10 +162,6 @@ def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
         may_have_gone = retry_failed and status.failure.rule.policy != "stop"
         return not (may_have_gone or status.failure.failure_class in GO_ON)
     return status.status in ENDED
-
-
-def _is_own(trial: Trial, sweep: SweepConfig | None) -> bool:
-    return sweep is None or trial.is_drawn_by(sweep)
 
 
 def _trial_of(status: RunStatus) -> Trial | None:

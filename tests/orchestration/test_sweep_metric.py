@@ -154,7 +154,7 @@ def test_schedulers_and_search_get_the_best_value_so_far_of_the_table(case):
             told.append(pick(so_far) if so_far else criterion.value_or_worst(None))
         assert [each[metric] for each in sent[number]] == told
         assert told[-1] == values[number]
-        past = read_past(sweep.folder, criterion)[number]
+        past = read_past(sweep.folder, spec.sweep)[number]
         scores = read_scores(RunFolder(past.folder), criterion)
         assert scores == list(zip((25, 50, 75, 100), told, strict=True)), "and after a resume"
         assert past.value == sweep.status_of(past).value == values[number]

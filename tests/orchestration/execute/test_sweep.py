@@ -12,7 +12,7 @@ from boxseg.config.criterion import Criterion
 from boxseg.engine.checkpoint import load_about, publish, save_checkpoint
 from boxseg.errors import CheckpointError, DataError, StorageError
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import SweepSpec, load_run
+from orchestration.config.spec import SweepConfig, SweepSpec, load_run
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude, run_sweep
 from orchestration.execute.trials import SweepPlan, Trials
@@ -30,6 +30,9 @@ from orchestration.record.table import (
 )
 from orchestration.record.trial import Trial, TrialStatus
 from orchestration.tracking.mirror import Tracker
+
+DRAWN = SweepConfig.model_validate({"space": {"qam.k_top": {"choice": list(range(1, 11))}}})
+"""Can have drawn the trials of these tests that a sweep goes on with."""
 
 
 def make_spec(storage: Path, **sweep) -> SweepSpec:
@@ -131,7 +134,7 @@ def test_a_trial_that_could_not_be_stored_stops_the_sweep_and_is_run_again(tmp_p
     assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
     sweep.close_all(interrupted=True)
     assert conclude(sweep).status == "interrupted"
-    assert [row.has_ended for row in read_past(sweep.folder, Criterion("val/mask_ap"))] == [
+    assert [row.has_ended for row in read_past(sweep.folder, DRAWN)] == [
         False,
         False,
     ]
@@ -192,7 +195,7 @@ def test_a_resumed_sweep_knows_its_earlier_best(tmp_path):
         before.open(each)
         before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
         before.plan.trial_folder(each).finish("finished")
-    past = read_past(before.folder, Criterion("val/mask_ap"))[:1]
+    past = read_past(before.folder, DRAWN)[:1]
     after = Trials(before.plan, {}, make_supervisor(before.folder), past)
     assert after.ended == 1
     after.open(Trial(1, {"qam.k_top": 6}, seed=0))
@@ -315,7 +318,7 @@ def test_a_trial_that_ended_after_its_sweep_was_killed_can_be_the_best(tmp_path)
     save(late, 50, 0.5, best_step=50)
     late.report(50, {"val/mask_ap": 0.5}, is_best=True)
     late.finish("finished")
-    past = read_past(killed.folder, Criterion("val/mask_ap"))
+    past = read_past(killed.folder, DRAWN)
     sweep = Trials(killed.plan, {}, make_supervisor(killed.folder), past)
     assert conclude(sweep).best.label == "trial 01"
     told = sweep.folder.stored()
@@ -348,7 +351,7 @@ def test_a_trial_that_has_lost_its_best_checkpoint_has_failed_and_the_next_one_i
     assert (told.best_run, told.best["val/mask_ap"]) == (result.best.id, 0.25)
     assert sweep.folder.journal()[-2]["cause"] == failed.failure.text
     # whoever goes on with the sweep runs it again, from what is left
-    past = read_past(sweep.folder, Criterion("val/mask_ap"))
+    past = read_past(sweep.folder, DRAWN)
     assert [row.has_ended for row in past] == [False, True]
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from boxseg.config.criterion import Criterion
 from boxseg.engine.checkpoint import save_checkpoint
 from boxseg.errors import ConfigError
 from boxseg.files.writing import write_atomic
 from orchestration.config.resolved import dump_resolved
-from orchestration.config.spec import RunSpec, SweepSpec
+from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import count_ended, driving, newest_sweep, read_past
@@ -45,6 +44,11 @@ def make_sweep(storage: Path, sweep_id: str = SWEEP_ID, **status) -> RunFolder:
     return folder.create(told, dump_resolved(make_spec(storage)))
 
 
+def make_planned(storage: Path) -> SweepConfig:
+    """Settings of a sweep that draws `TRIALS`."""
+    return make_spec(storage).sweep.model_copy(update={"seeds": [7]})
+
+
 def make_trial(sweep: RunFolder, trial: Trial, status: str) -> RunFolder:
     folder = RunFolder(sweep.path / f"{sweep.path.name}-{trial.number:02d}")
     tags = {"trial": str(trial.number), "seed": str(trial.seed)}
@@ -61,7 +65,7 @@ def test_useless_checkpoints_of_an_ended_trial_are_removed(tmp_path):
     checkpoints.mkdir()
     for step in (2, 4, 6, 8, 10):
         save_checkpoint(checkpoints, step=step, files={}, about={"best_step": min(step, 4)})
-    read_past(sweep, Criterion("val/mask_ap"))
+    read_past(sweep, make_planned(tmp_path))
     assert [int(path.name[-2:]) for path in sorted(checkpoints.iterdir())] == [4, 8, 10]
 
 
@@ -74,7 +78,7 @@ def test_trials_are_known_by_the_journal_or_by_their_folder(tmp_path):
     make_trial(sweep, TRIALS[0], "finished")
     waiting = make_trial(sweep, TRIALS[1], "running")
     make_trial(sweep, TRIALS[2], "stopped")
-    past = read_past(sweep, Criterion("val/mask_ap"))
+    past = read_past(sweep, make_planned(tmp_path))
     assert [(row.number, row.values, row.seed) for row in past] == [
         (trial.number, trial.values, trial.seed) for trial in TRIALS
     ]
@@ -92,7 +96,7 @@ def test_a_trial_with_a_damaged_status_is_run_from_what_the_journal_says(tmp_pat
     sweep.note("trial_drawn", **asdict(TRIALS[0]))
     trial = make_trial(sweep, TRIALS[0], "finished")
     trial.status_path.write_text('{"id": "2026')
-    (row,) = read_past(sweep, Criterion("val/mask_ap"))
+    (row,) = read_past(sweep, make_planned(tmp_path))
     assert (row.number, row.values, row.seed, row.has_ended, row.value) == (
         0,
         {"qam.k_top": 1},
@@ -249,14 +253,14 @@ def test_any_sweep_can_be_named(tmp_path):
 
 def test_only_failures_that_may_not_recur_are_tried_again(tmp_path):
     sweep = make_sweep(tmp_path, status="finished")
-    planned = make_spec(tmp_path).sweep.model_copy(update={"seeds": [7]})
+    planned = make_planned(tmp_path)
     kinds = ("WorkerLost", "ConfigError", "OutOfMemoryError", "NonFiniteLossError")
     for trial, kind in zip(TRIALS, kinds, strict=True):
         make_trial(sweep, trial, "failed").update(failure=Failure(kind, "gone"))
     assert count_ended(sweep, planned) == 4
     assert count_ended(sweep, planned, retry_failed=True) == 2
-    assert [row.has_ended for row in read_past(sweep, Criterion("val/mask_ap"))] == [True] * 4
-    again = read_past(sweep, Criterion("val/mask_ap"), retry_failed=True)
+    assert [row.has_ended for row in read_past(sweep, planned)] == [True] * 4
+    again = read_past(sweep, planned, retry_failed=True)
     assert [row.has_ended for row in again] == [False, True, False, True]
     assert find_sweep(make_spec(tmp_path), "retry_failed").path == sweep.path
 

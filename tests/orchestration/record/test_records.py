@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import synthetic
 
-from boxseg.config.criterion import Criterion
 from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
@@ -239,7 +238,7 @@ def test_an_odd_line_of_the_journal_hides_no_trial(tmp_path: Path, line: str):
     with sweep.journal_path.open("a") as file:
         file.write(f"{line}\n")
     sweep.note("trial_drawn", number=1, values={"qam.k_top": 2}, seed=7)
-    (past,) = read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
+    (past,) = read_past(sweep, spec.sweep)
     assert (past.number, past.values, past.seed) == (1, {"qam.k_top": 2}, 7)
 
 
@@ -262,9 +261,7 @@ def test_a_folder_that_is_not_one_of_the_sweeps_trials_is_left_out_and_named(
     sweep, spec = make_sweep(tmp_path)
     make_trial(sweep, 0)
     odd = make_trial(sweep, 1, **changes)
-    assert [
-        past.number for past in read_past(sweep, Criterion("val/mask_ap"), sweep=spec.sweep)
-    ] == [0]
+    assert [past.number for past in read_past(sweep, spec.sweep)] == [0]
     assert f"{odd.status_path}: left out, this sweep cannot have drawn such a trial" in caplog.text
 
 
