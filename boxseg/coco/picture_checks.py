@@ -15,7 +15,7 @@ from boxseg.coco.faults import Fault
 from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import INSIDE_RULE, Names, is_inside
-from boxseg.files.pixels import rgb_pixels
+from boxseg.files.pixels import is_deep, rgb_pixels
 from boxseg.files.reading import (
     COLOURS,
     DOES_NOT_EXIST,
@@ -122,18 +122,17 @@ def _picture_fault(
         return Fault(path, NO_COLOURS[picture.mode], *COLOURS)
     # Before pixels are decoded, after which PIL may have closed the file.
     pages = count_pages(picture)
-    # Pictures of 16 bits or more are few, and many use little of their range.
-    is_deep = picture.mode.startswith("I") or ";16" in str(getattr(picture, "tile", ""))
+    # Pictures of 16 bits are few, and some use little of their range.
+    pixels = rgb_pixels(picture) if decode or is_deep(picture) else None
     has_end = _has_end(path, picture.format or "")
-    if decode or is_deep or not has_end:
+    if not has_end:
         picture.load()  # raises if there are too few bytes
     # A file without its end marker is judged by PIL alone, which has just decoded it.
     if decode and has_end and picture.format in ("JPEG", "MPO"):
         damage = find_damage(path)
         if damage is not None:
             return Fault(path, f"is damaged: {damage}", IMAGE_RULE, REPLACE)
-    if decode or is_deep:
-        pixels = rgb_pixels(picture)
+    if pixels is not None:
         darkest, brightest = int(pixels.min()), int(pixels.max())
         if brightest - darkest < FEWEST_LEVELS:
             value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"

@@ -332,15 +332,17 @@ def test_crowd_flags_on_single_objects_are_reported(case, told):
     assert "set iscrowd to 0 in those of its 4 crowds" in said
 
 
-def test_colours_of_12_bits_in_files_of_16_are_reported(told):
-    for ending in ("png", "tif"):
-        for bits, warnings in ((12, 1), (16, 0)):
-            pixels = np.random.default_rng(0).integers(0, 2**bits, (48, 64, 3), dtype=np.uint16)
-            cv2.imwrite(f"a.{ending}", pixels)
-            write(Path("gt.json"), coco([image(name=f"a.{ending}")], [annotation()]))
-            code, said = told("data", "check", "gt.json")
-            assert code == 0
-            assert said.count("has only brightnesses 0 to 15") == warnings
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize(("bits", "warnings"), [(3, 1), (8, 0), (12, 0), (16, 0)])
+def test_colours_of_files_of_16_bits_are_reported_where_they_show_nothing(
+    told, ending, bits, warnings
+):
+    pixels = np.random.default_rng(0).integers(0, 2**bits, (48, 64, 3), dtype=np.uint16)
+    cv2.imwrite(f"a.{ending}", pixels)
+    write(Path("gt.json"), coco([image(name=f"a.{ending}")], [annotation()]))
+    code, said = told("data", "check", "gt.json")
+    assert code == 0
+    assert said.count("has only brightnesses 0 to 7") == warnings
 
 
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017"])

@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,3 +46,32 @@ def test_what_16_bits_cannot_hold_is_cut_off():
 def test_colours_of_8_bits_are_as_stored():
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     assert np.array_equal(rgb_pixels(Image.fromarray(pixels)), pixels)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("alpha", [[], [0xFFFF]])
+def test_of_colours_of_16_bits_the_bits_in_use_count(tmp_path, ending, alpha):
+    path = str(tmp_path / f"a.{ending}")
+    red, green, blue = 0xFFF, 0x800, 0x10
+    cv2.imwrite(path, np.full((2, 3, 3 + len(alpha)), [blue, green, red, *alpha], dtype=np.uint16))
+    with Image.open(path) as picture:
+        pixels = rgb_pixels(picture)
+    assert (pixels == [0xFF, 0x80, 0x01]).all()
+    assert pixels.shape == (2, 3, 3)
+
+
+def test_colours_that_use_all_16_bits_are_as_pil_reads_them(tmp_path):
+    path = str(tmp_path / "a.png")
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 7, 3), dtype=np.uint16)
+    cv2.imwrite(path, values)
+    with Image.open(path) as picture:
+        assert np.array_equal(rgb_pixels(picture), values[..., ::-1] >> 8)
+
+
+def test_damaged_colours_of_16_bits_are_refused(tmp_path):
+    path: Path = tmp_path / "a.png"
+    values = np.random.default_rng(0).integers(0, 2**12, (64, 64, 3), dtype=np.uint16)
+    cv2.imwrite(str(path), values)
+    path.write_bytes(path.read_bytes()[:5000])
+    with Image.open(path) as picture, pytest.raises(OSError, match="truncated"):
+        rgb_pixels(picture)
