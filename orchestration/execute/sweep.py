@@ -11,7 +11,7 @@ from pathlib import Path
 
 from boxseg.engine.checkpoint import BEST, find_checkpoint_damage, folder_of, newest_step
 from boxseg.errors import CheckpointError
-from boxseg.files.writing import sync_folder, sync_tree, write_atomic
+from boxseg.files.writing import naming_storage_faults, sync_folder, sync_tree, write_atomic
 from orchestration.config.spec import SweepSpec
 from orchestration.connect.desk import open_desk
 from orchestration.connect.session import start_ray
@@ -207,6 +207,7 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
 
     Raises:
         CheckpointError: the checkpoint of the best evaluation is damaged or gone.
+        StorageError: the disk is full, or has another fault.
     """
     scratch, kept = trials.folder.path / ".best", trials.folder.path / BEST
     for old in (scratch, kept):
@@ -218,7 +219,7 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
         return None  # another training loop need not write checkpoints
     source = folder_of(checkpoints, best.best_step or 0)
     with contextlib.suppress(FileNotFoundError):
-        shutil.copytree(fetch_checkpoint(source), scratch)
+        shutil.copytree(fetch_checkpoint(source), scratch, copy_function=_copy_file)
     if (fault := find_checkpoint_damage(scratch)) is not None:
         shutil.rmtree(scratch, ignore_errors=True)
         raise CheckpointError(fault.replace(str(scratch), str(source)))
@@ -226,6 +227,12 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
     scratch.rename(kept)
     sync_folder(kept.parent)
     return kept
+
+
+def _copy_file(source: str, target: str) -> None:
+    # `shutil.copytree` gathers the errors of the system as texts, which name neither fault nor way out.
+    with naming_storage_faults(Path(target)):
+        shutil.copy2(source, target)
 
 
 def _common_failure(table: SweepTable) -> Failure:

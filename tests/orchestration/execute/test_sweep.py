@@ -1,6 +1,8 @@
 """The driver's side of a sweep, without Ray: opening and closing trials, choosing the best, ending."""
 
+import errno
 import functools
+import os
 import shutil
 import time
 from pathlib import Path
@@ -300,6 +302,20 @@ def test_the_best_checkpoint_is_copied_and_the_table_written(tmp_path):
     assert load_about(result.best_checkpoint)["step"] == 50
     assert not result.best_checkpoint.is_symlink()
     assert "| 00 ★ | 5 | 0.2500 | 100 | finished |" in (sweep.folder.path / "table.md").read_text()
+
+
+def test_a_disk_that_is_full_when_the_best_checkpoint_is_copied_is_named(tmp_path, monkeypatch):
+    sweep = make_driver(tmp_path)
+    finish_with_checkpoint(sweep, 0, 0.25)
+
+    def refuse(source, target, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    with pytest.raises(StorageError, match=r"\.best/.* the disk is full; make room"):
+        conclude(sweep)
+    monkeypatch.undo()
+    assert conclude(sweep).status == "finished"
 
 
 def test_among_equal_trials_the_sweep_and_its_table_name_the_same(tmp_path):
