@@ -8,6 +8,8 @@ from PIL import Image
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras and scanners give a pixel. They store more than 8 in files of 16, which do not say how many."""
+DEEP_COLOURS = frozenset({"RGB", "RGBA", "LA"})
+"""PIL modes of pictures whose colours of 16 bits OpenCV can read; it complains on stderr of others, such as CMYK."""
 
 
 def is_deep(picture: Image.Image) -> bool:
@@ -25,7 +27,7 @@ def rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
         # PIL would cut them off at 255 instead.
         grey = _upper_bits(np.asarray(picture))
         return np.repeat(grey[..., None], 3, axis=2)
-    has_deep_colours = is_deep(picture)
+    has_deep_colours = picture.mode in DEEP_COLOURS and is_deep(picture)
     pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     deep = _deep_colours(picture) if has_deep_colours else None
     return pixels if deep is None else _upper_bits(deep)
@@ -38,7 +40,7 @@ def _deep_colours(picture: Image.Image) -> NDArray[np.uint16] | None:
     values = cv2.imread(str(getattr(picture, "filename", "")), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16:
         return None
-    if values.ndim != 3 or values.shape[:2] != (picture.height, picture.width):
+    if values.shape not in [(picture.height, picture.width, channels) for channels in (3, 4)]:
         return None
     # stored as blue, green, red and perhaps transparency
     return values[..., 2::-1].astype(np.uint16, copy=False)

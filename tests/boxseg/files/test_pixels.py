@@ -75,3 +75,25 @@ def test_damaged_colours_of_16_bits_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     with Image.open(path) as picture, pytest.raises(OSError, match="truncated"):
         rgb_pixels(picture)
+
+
+def test_inks_of_16_bits_are_left_to_pil(tmp_path, capfd):
+    path = tmp_path / "a.tif"
+    Image.new("CMYK", (3, 2), (0, 0xFF, 0xFF, 0)).save(path)
+    with Image.open(path) as picture:
+        usual = rgb_pixels(picture)
+    pixels = np.full((2, 3, 4), [0, 0xFFFF, 0xFFFF, 0], dtype="<u2")
+    tags = [(256, 3, 1, 3), (257, 3, 1, 2), (258, 3, 4, 8 + 48), (259, 3, 1, 1), (262, 3, 1, 5)]
+    tags += [(273, 4, 1, 8), (277, 3, 1, 4), (278, 3, 1, 2), (279, 4, 1, 48), (284, 3, 1, 1)]
+    entries = b"".join(
+        np.array([tag, kind], "<u2").tobytes() + np.array([count, value], "<u4").tobytes()
+        for tag, kind, count, value in tags
+    )
+    depths = np.array([16] * 4, dtype="<u2").tobytes()
+    start = np.array([8 + 48 + 8], dtype="<u4").tobytes()
+    count = np.array([len(tags)], dtype="<u2").tobytes()
+    path.write_bytes(b"II*\0" + start + pixels.tobytes() + depths + count + entries + b"\0" * 4)
+    with Image.open(path) as picture:
+        assert picture.mode == "CMYK"
+        assert np.array_equal(rgb_pixels(picture), usual)
+    assert capfd.readouterr().err == ""
