@@ -25,6 +25,8 @@ LARGEST_SIDE = 2000
 """Largest short side that is advised: beyond it windows are better."""
 SIDE_STEP = 32
 """Advised sides are multiples of this: batches are padded to such sides anyway."""
+LEAST_CONTRAST = 1.0
+"""CIELAB distance of an object from its surroundings below which there is nothing to see."""
 PLAIN_CONTRAST = 10.0
 """CIELAB distance of an object from its surroundings from which on the usual colour threshold tells them apart."""
 USUAL_COLOR_THR = 0.3
@@ -59,10 +61,17 @@ def find_misfits(config: BoxSegConfig, fingerprint: Fingerprint) -> Iterator[str
 
 
 def find_misplaced(fingerprint: Fingerprint) -> Iterator[str]:
-    """A sentence if boxes look like corners, half a box away from their objects, or made for images without bars."""
+    """A sentence if boxes have nothing to see in them, or look like corners, half a box away from their objects, or
+    made for images without bars."""
     colours = fingerprint.colours
     if colours is None:
         return
+    if colours.contrast < LEAST_CONTRAST:
+        yield (
+            f"half of the objects differ by {colours.contrast:.1f} or less from what is around them (CIELAB), so there "
+            "is nothing to see: are the images nearly black, or their objects drawn by transparency, which is ignored? "
+            "look at a few, and store them with what viewers show in the pixels if so"
+        )
     others = [
         (colours.moved.get(shift, ()), "moved by half their size", looks, way_out)
         for shift, (looks, way_out) in SHIFTS.items()

@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def test_for_boxes_that_no_size_helps_only_windows_are_suggested():
     (told,) = misfits(fingerprint(4, 4, 4, image=(1000, 1000)), train={"image_size": 256})
     assert "would give" not in told
     assert "train.window 256" in told
+
+
+def test_objects_that_cannot_be_seen_are_reported_for_all_settings(tmp_path):
+    source = write_set(tmp_path, KINDS["rings"], images=4)
+    for path in source.images.iterdir():
+        with Image.open(path) as picture:
+            shape = picture.convert("L")
+        # black, drawn by transparency
+        Image.merge("LA", [shape.point(lambda _: 0), shape]).save(path)
+    (told,) = find_misplaced(take_fingerprint(source))
+    assert "differ by 0.0 or less from what is around them" in told
+    assert "transparency, which is ignored" in told
+    assert list(find_misplaced(fingerprint(40, contrast=1.0))) == []
+    assert list(find_misplaced(fingerprint(40, contrast=math.nan))) == []
 
 
 def test_evaluation_is_looked_at_where_it_has_a_size_of_its_own():
