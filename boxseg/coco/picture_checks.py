@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from boxseg.coco.entries import Entry
@@ -15,12 +17,10 @@ from boxseg.coco.faults import Fault
 from boxseg.files.images import FIRST_PAGE, STORE_PAGES, count_pages
 from boxseg.files.jpeg import find_damage
 from boxseg.files.names import INSIDE_RULE, Names, is_inside
-from boxseg.files.pixels import is_deep, rgb_pixels
+from boxseg.files.pixels import LARGEST_VALUE, is_deep, require_colours, rgb_pixels
 from boxseg.files.reading import (
-    COLOURS,
     DOES_NOT_EXIST,
     IMAGE_RULE,
-    NO_COLOURS,
     REPLACE,
     UnreadableError,
     read_picture,
@@ -39,6 +39,11 @@ EXIF_ORIENTATION = 0x0112
 """Tag of the EXIF orientation: 1 as stored, 2 … 8 turned or mirrored, from 5 on with width and height exchanged."""
 FEWEST_LEVELS = 16
 """Of 256; a picture with fewer levels of brightness shows nothing, and its file holds more or something else."""
+SPREAD = (
+    "subtract the least value of all pictures from each, multiply all by one factor so that they use 16 bits, "
+    "and store them again"
+)
+"""What to do where the values of pictures are too close to each other, or too large."""
 PIXEL_RULE = "boxes refer to the stored pixels"
 
 
@@ -118,8 +123,7 @@ def _picture_fault(
     """A picture that is not as listed, is damaged, or whose pixels are not colours."""
     if picture.size != (image["width"], image["height"]):
         return _size_fault(path, image, picture)
-    if picture.mode in NO_COLOURS:
-        return Fault(path, NO_COLOURS[picture.mode], *COLOURS)
+    require_colours(picture)
     # Before pixels are decoded, after which PIL may have closed the file.
     pages = count_pages(picture)
     # Pictures of 16 bits are few, and some use little of their range.
@@ -132,17 +136,28 @@ def _picture_fault(
         damage = find_damage(path)
         if damage is not None:
             return Fault(path, f"is damaged: {damage}", IMAGE_RULE, REPLACE)
-    if pixels is not None:
-        darkest, brightest = int(pixels.min()), int(pixels.max())
-        if brightest - darkest < FEWEST_LEVELS:
-            value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"
-            rule = "pictures use the range of their type"
-            way_out = "multiply all pictures by one factor, 16 for 12 bits, and store them again"
-            return Fault(path, value, rule, way_out, fatal=False)
+    if pixels is not None and (fault := _brightness_fault(path, picture, pixels)):
+        return fault
     if pages > 1:
         value = f"has {pages} pages or frames"
         return Fault(path, value, FIRST_PAGE, STORE_PAGES, fatal=False)
     return _exif_fault(path, picture)
+
+
+def _brightness_fault(path: Path, picture: Image.Image, pixels: NDArray[np.uint8]) -> Fault | None:
+    """A picture of which nothing is left to see, or not all, as `pixels` is what is read of it."""
+    # Only these modes hold more than is read.
+    values = np.asarray(picture) if picture.mode.startswith("I") else pixels
+    darkest, brightest = int(pixels.min()), int(pixels.max())
+    if brightest - darkest < FEWEST_LEVELS:
+        value = f"has only brightnesses {darkest} to {brightest} of 0 to 255 once it is read"
+    elif values.min() < 0 or values.max() > LARGEST_VALUE:
+        outside = f"those outside of 0 to {LARGEST_VALUE} are cut off"
+        value = f"has values from {values.min()} to {values.max()}, and {outside}"
+    else:
+        return None
+    rule = "pictures use the range of their type"
+    return Fault(path, value, rule, SPREAD, fatal=False)
 
 
 def _exif_fault(path: Path, picture: Image.Image) -> Fault | None:
@@ -201,7 +216,8 @@ def _size_fault(path: Path, image: Entry, picture: Image.Image) -> Fault:
     # Tools that obey EXIF list such a picture with width and height exchanged.
     if exif_orientation(picture) > 4:
         way_out = (
-            "the file asks viewers to rotate it by EXIF, which is ignored here: store it rotated"
+            "the file asks viewers to rotate it by EXIF, which is ignored here: "
+            "store it rotated, or let `boxseg data check --fix` do it"
         )
     return Fault(path, value, PIXEL_RULE, way_out)
 

@@ -13,7 +13,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from boxseg.errors import DataError
 from boxseg.files.pixels import rgb_pixels
-from boxseg.files.reading import COLOURS, DOES_NOT_EXIST, NO_COLOURS, UnreadableError, read_picture
+from boxseg.files.reading import DOES_NOT_EXIST, UnreadableError, read_picture
 
 
 def read_image(path: Path) -> Tensor:
@@ -43,6 +43,4 @@ def _rgb_image(path: Path, picture: Image.Image) -> Tensor:
         with contextlib.suppress(RuntimeError):
             data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
             return decode_jpeg(data, mode=ImageReadMode.RGB)
-    if picture.mode in NO_COLOURS:
-        raise UnreadableError(path, NO_COLOURS[picture.mode], *COLOURS)
     return torch.from_numpy(rgb_pixels(picture)).permute(2, 0, 1)

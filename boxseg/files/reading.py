@@ -53,15 +53,13 @@ OTHER_FILES = {
     b"<!doctype html": ("is a web page", "download the picture again"),
     b"<svg": ("is an SVG drawing", "store it as PNG"),
     b"%pdf": ("is a PDF", "store its pages as PNG"),
+    b"dicm": ("is a DICOM file", "store its pixels as PNG, of 16 bits if it has more than 8"),
+    rb"^ii[*+]\0|^mm\0[*+]": (
+        "is a TIFF that is cut off, or whose pixels are neither grey nor RGB in whole numbers",
+        "replace the file, or store one or three of its channels as PNG",
+    ),
 }
-"""Text in the first bytes of a file that is no picture, in lower case -> what the file is, and what to do."""
-NO_COLOURS = {
-    "F": "has floats as pixels, and no rule says which are dark and which are bright",
-    "La": "has grey with premultiplied transparency as pixels",
-}
-"""PIL mode -> why such pixels are not converted to RGB."""
-COLOURS = "pixels are whole numbers of 8 or 16 bits", "store it as PNG or JPEG"
-"""Rule and way out for images of such a mode."""
+"""Pattern for the first bytes of a file that is no picture, in lower case -> what the file is, and what to do."""
 DOES_NOT_EXIST = "does not exist"
 
 T = TypeVar("T")
@@ -265,9 +263,9 @@ def read_picture(
         raise
     except UnidentifiedImageError as error:
         with path.open("rb") as file:
-            start = file.read(64).lower()
-        for sign, (value, own_way_out) in OTHER_FILES.items():
-            if sign in start:
+            start = file.read(132).lower()
+        for pattern, (value, own_way_out) in OTHER_FILES.items():
+            if re.search(pattern, start):
                 raise UnreadableError(path, value, rule, own_way_out) from error
         raise UnreadableError(path, f"cannot be read: {error}", rule, way_out) from error
     except Image.DecompressionBombError as error:

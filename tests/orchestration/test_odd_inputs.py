@@ -345,6 +345,18 @@ def test_colours_of_files_of_16_bits_are_reported_where_they_show_nothing(
     assert said.count("has only brightnesses 0 to 7") == warnings
 
 
+@pytest.mark.parametrize(
+    ("values", "is_cut_off"), [((-1000, 3000), True), ((0, 70_000), True), ((0, 65535), False)]
+)
+def test_values_that_are_cut_off_are_reported(told, values, is_cut_off):
+    pixels = np.full((48, 64), values[0], dtype=np.int32)
+    pixels[20:, 30:] = values[1]
+    Image.fromarray(pixels).save("a.tif")
+    write(Path("gt.json"), coco([image(name="a.tif")], [annotation()]))
+    code, said = told("data", "check", "gt.json")
+    assert (code, f"has values from {values[0]} to {values[1]}" in said) == (0, is_cut_off)
+
+
 @pytest.mark.parametrize("folder", ["val2017", "images/val2017"])
 def test_images_are_found_where_coco_and_cvat_keep_them(told, folder):
     picture(Path(folder) / "a.png")
@@ -961,6 +973,11 @@ def test_cvat_s_own_xml_is_named_as_such(told):
             "is a pointer of Git LFS; .*git lfs pull",
         ),
         (b"<!DOCTYPE html><html>", "is a web page; .* (download the picture again)"),
+        (bytes(128) + b"DICM", "is a DICOM file; .* (store its pixels as PNG"),
+        (
+            b"MM\0*\0\0\0\x08",
+            "is a TIFF that is cut off, .* store one or three of its channels as PNG)",
+        ),
     ],
 )
 def test_files_that_only_have_the_name_of_a_picture_are_called_what_they_are(told, start, is_what):

@@ -262,7 +262,9 @@ def test_a_size_mismatch_by_exif_rotation_says_so(content, write_source):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 60)).save(source.images / "a.jpg", exif=exif)
-    assert "asks viewers to rotate it by EXIF" in str(only_fault(source))
+    told = str(only_fault(source))
+    assert "asks viewers to rotate it by EXIF" in told
+    assert "let `boxseg data check --fix` do it" in told
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
