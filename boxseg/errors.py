@@ -1,5 +1,10 @@
 """The errors that boxseg raises on purpose; everything else is a bug."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class BoxSegError(Exception):
     """Root of the family; its text names the place, the value, the rule and what to do."""
@@ -31,3 +36,12 @@ class CollapseError(BoxSegError):
 
 class StorageError(BoxSegError):
     """Files cannot be written: the disk is full, read-only or gone."""
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Put a place in front of the text of a DataError that comes from code which does not know it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{place} {error}") from error

@@ -21,7 +21,7 @@ from boxseg.coco.masks import Rle, decode_segmentation, encode_segmentation
 from boxseg.coco.segmentations import Size
 from boxseg.config.method import CocoSource
 from boxseg.data.images import read_image
-from boxseg.errors import DataError
+from boxseg.errors import DataError, naming
 from boxseg.files.names import INSIDE_RULE, is_inside
 from boxseg.structures import DrawnMasks, Sample
 
@@ -148,10 +148,8 @@ class CocoBoxes(Dataset[Sample]):
                 be used cannot be decoded.
         """
         path, size = self.image_path(index), self.size(index)
-        try:
+        with naming(f"image {self.image_id(index)}:"):
             image = read_image(path)
-        except DataError as error:
-            raise DataError(f"image {self.image_id(index)}: {error}") from error
         height, width = image.shape[1:]
         if (height, width) != size:
             raise DataError(
@@ -269,11 +267,8 @@ class CocoBoxes(Dataset[Sample]):
         first_row = self._box_starts[index]
         for row, annotation_id in enumerate(self.annotation_ids(index), start=first_row):
             segmentation = self._masks[row]
-            try:
+            with naming(f"{self.source.annotations}: annotation {annotation_id}"):
                 yield None if segmentation is None else use(segmentation, self.size(index))
-            except DataError as error:
-                place = f"{self.source.annotations}: annotation {annotation_id}"
-                raise DataError(f"{place} {error}") from error
 
 
 def load_boxes(source: CocoSource, *, train: bool, use_masks: bool = False) -> CocoBoxes:

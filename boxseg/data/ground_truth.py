@@ -12,7 +12,7 @@ from boxseg.coco.checks import read_well_formed
 from boxseg.coco.entries import image_sizes
 from boxseg.coco.masks import object_area
 from boxseg.config.method import CocoSource
-from boxseg.errors import DataError
+from boxseg.errors import naming
 from boxseg.files.reading import is_number
 
 
@@ -29,11 +29,8 @@ def coco_ground_truth(source: CocoSource) -> COCO:
     sizes = image_sizes(content)
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["iscrowd"] = int(bool(annotation.get("iscrowd")))
-        try:
+        with naming(f"{source.annotations}: annotation {annotation['id']}"):
             area = object_area(annotation, sizes.get(annotation["image_id"]))
-        except DataError as error:
-            place = f"{source.annotations}: annotation {annotation['id']}"
-            raise DataError(f"{place} {error}") from error
         listed: Any = annotation.get("area")
         if not is_number(listed) or listed <= 0:  # pycocotools ignores an object of negative area
             annotation["area"] = area

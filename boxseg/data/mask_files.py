@@ -16,7 +16,7 @@ from boxseg.coco.entries import BBOX, Entry, has_id_and_name, is_finite_bbox
 from boxseg.coco.masks import Rle, encode_segmentation
 from boxseg.coco.odd_entries import corners, is_fitting
 from boxseg.coco.segmentations import MASKS_RULE, Extent, Problem, Size, find_extent, find_problem
-from boxseg.errors import DataError
+from boxseg.errors import DataError, naming
 from boxseg.files.names import Names, is_tail
 from boxseg.files.reading import is_number, is_whole, read_json
 
@@ -315,11 +315,9 @@ def encode_entry(path: Path, entry: Entry, size: Size) -> Rle:
     Raises:
         DataError: it is made for another size; names the entry.
     """
-    try:
+    # Results have no ids of their own.
+    name = f"an entry of image {entry['image_id']}"
+    if "id" in entry:
+        name = f"annotation {entry['id']!r:.40}"
+    with naming(f"{path}: {name}"):
         return encode_segmentation(entry["segmentation"], size)
-    except DataError as error:
-        # Results have no ids of their own.
-        name = f"an entry of image {entry['image_id']}"
-        if "id" in entry:
-            name = f"annotation {entry['id']!r:.40}"
-        raise DataError(f"{path}: {name} {error}") from error

@@ -11,7 +11,7 @@ from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
 from boxseg.coco.masks import mask_area
 from boxseg.coco.odd_entries import corners, fit_problem, place_problem
 from boxseg.coco.segmentations import MaskSummary, Size
-from boxseg.errors import DataError
+from boxseg.errors import DataError, naming
 from boxseg.files.reading import is_number
 
 FULL_BOX = 0.97
@@ -113,10 +113,8 @@ class _Object:
         if not segmentation:
             is_its_box = _is_its_box(annotation, 0, size)
             return cls(annotation, 0, is_its_box, is_away=False, is_misfit=False)
-        try:
+        with naming(place):
             area = mask_area(segmentation, size)
-        except DataError as error:
-            raise DataError(f"{place} {error}") from error
         mask = MaskSummary.of(segmentation)
         return cls(
             annotation,
