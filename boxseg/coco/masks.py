@@ -82,24 +82,18 @@ def decode_part(segmentation: Any, size: Size) -> MaskPart:
     height = size[0]
     runs = read_runs(segmentation["counts"])
     ends = runs.cumsum()
-    starts = ends - runs
     filled = np.flatnonzero(runs[1::2]) * 2 + 1  # indices of runs that hold some of the mask
     if not len(filled):
         return NO_MASK
-    first, last = filled[0], filled[-1]
-    left = int(starts[first]) // height
-    right = -(-int(ends[last]) // height)  # rounded up
+    left = int(ends[filled[0] - 1]) // height
+    right = -(-int(ends[filled[-1]]) // height)  # rounded up
     # The runs again, cut to these columns.
-    length = (right - left) * height
-    cut_starts = (starts - left * height).clip(0, length)
-    cut_ends = (ends - left * height).clip(0, length)
+    cut_ends = (ends - left * height).clip(0, (right - left) * height)
     # Every second run is inside the mask, as COCO begins with one outside.
     is_inside = np.arange(len(runs)) % 2 == 1
-    pixels = np.repeat(is_inside, cut_ends - cut_starts)
+    pixels = np.repeat(is_inside, np.diff(cut_ends, prepend=0))
     columns = pixels.reshape(right - left, height)
-    rows = np.flatnonzero(columns.any(axis=0))
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    return MaskPart(columns[:, top:bottom].T, top, left)
+    return MaskPart(columns.T, 0, left).trimmed()
 
 
 def encode_part(part: MaskPart, size: Size) -> Rle:

@@ -23,16 +23,8 @@ from boxseg.coco.entries import (
     to_numbers,
 )
 from boxseg.coco.odd_boxes import LARGEST_SHARE, sign_of_corners
-from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, overlap
-from boxseg.coco.segmentations import (
-    Extent,
-    MaskSummary,
-    Size,
-    find_area,
-    find_extent,
-    find_problem,
-    is_side,
-)
+from boxseg.coco.odd_entries import corners, has_wrong_area, is_fitting, place_problem
+from boxseg.coco.segmentations import MaskSummary, Size, find_extent, find_problem, is_side
 from boxseg.files.names import Names, is_file_inside, is_inside, listed_name
 from boxseg.files.reading import UnreadableError, is_float, is_whole, read_picture
 
@@ -321,21 +313,19 @@ def _mend_mask(annotation: Entry, size: Size, changes: Changes) -> None:
         del annotation["segmentation"]
         changes.add("masks left out: they cannot be decoded", name)
         return
-    extent = find_extent(segmentation)
-    # The box of a crowd may be anything, so its mask is not compared with it.
-    compared = None if annotation.get("iscrowd") else box
-    if compared is not None and not _is_in_place(extent, compared, size):
+    mask = MaskSummary.of(segmentation)
+    if box is not None and place_problem(mask, annotation, size) is not None:
         del annotation["segmentation"]
         changes.add("masks left out: away from their box or image", name)
         return
     annotation["segmentation"] = segmentation
     if change:
         changes.add(change, name)
-    if not annotation.get("iscrowd") and has_wrong_area(annotation, MaskSummary.of(segmentation)):
-        annotation["area"] = find_area(segmentation)
+    if not annotation.get("iscrowd") and has_wrong_area(annotation, mask):
+        annotation["area"] = mask.area
         changes.add("areas taken from the mask", name)
-    if box is None and extent is not None:
-        x1, y1, x2, y2 = extent
+    if box is None and mask.extent is not None:
+        x1, y1, x2, y2 = mask.extent
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
         changes.add("boxes taken from the mask", name)
 
@@ -417,12 +407,3 @@ def _scale_shares(polygons: Polygons, box: list[float], size: Size) -> Polygons 
         scaled.append(points.ravel().tolist())
     extent = find_extent(scaled)
     return scaled if extent is not None and is_fitting(extent, corners(box)) else None
-
-
-def _is_in_place(extent: Extent | None, box: list[float], size: Size) -> bool:
-    """Whether a mask shares some of its box and of its image, as `odd_entries.mask_faults` wants it."""
-    if extent is None:
-        return False
-    height, width = size
-    whole_image = (0, 0, width, height)
-    return overlap(extent, corners(box)) > 0 and overlap(extent, whole_image) > 0

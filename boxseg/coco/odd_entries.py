@@ -11,7 +11,7 @@ from boxseg.coco.classes import COUNTED_FROM_1, are_counted_from_1, fold_name
 from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
 from boxseg.coco.faults import FIX_IN_FILE, Fault
 from boxseg.coco.odd_boxes import LARGEST_SHARE
-from boxseg.coco.segmentations import KINDS, Extent, MaskSummary, Problem, Size
+from boxseg.coco.segmentations import Extent, MaskSummary, Problem, Size, other_size
 from boxseg.files.names import listed_name
 from boxseg.files.reading import is_number
 
@@ -80,11 +80,7 @@ def place_problem(mask: MaskSummary, annotation: Entry, size: Size | None) -> Pr
         return None
     height, width = size
     if mask.made_for is not None and mask.made_for != size:
-        mask_height, mask_width = mask.made_for
-        value = (
-            f"has a mask of {mask_width} x {mask_height} px in an image of {width} x {height} px"
-        )
-        return value, KINDS
+        return other_size(mask.made_for, size)
     # A crowd's box is not checked, so its mask cannot be compared with it.
     if annotation.get("iscrowd"):
         return None

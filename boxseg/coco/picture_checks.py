@@ -23,6 +23,7 @@ from boxseg.files.reading import (
     IMAGE_RULE,
     REPLACE,
     UnreadableError,
+    look_at,
     read_picture,
 )
 from boxseg.files.same import find_same, listed_files
@@ -192,17 +193,11 @@ def exif_orientation(picture: Image.Image) -> int:
 
 def describe_turned(paths: Iterable[Path]) -> str | None:
     """A sentence about the pictures that viewers turn or mirror by EXIF; None if there are none."""
-    turned = []
-    for path in paths:
-        try:
-            orientation = read_picture(path, exif_orientation)
-        except UnreadableError:
-            continue  # reported where its pixels are read
-        if orientation != 1:
-            turned.append((path, orientation))
+    orientations = look_at(paths, exif_orientation)
+    turned = [path for path, orientation in orientations.items() if orientation != 1]
     if not turned:
         return None
-    path, orientation = turned[0]
+    path, orientation = turned[0], orientations[turned[0]]
     return (
         f"{len(turned)} pictures, such as {path} with EXIF orientation {orientation}, ask viewers to turn or mirror "
         "them, which is ignored here: boxes and masks are those of the stored pixels (store them turned, without EXIF)"

@@ -175,8 +175,7 @@ def _run_lengths_problem(segmentation: Any, size: Size | None) -> Problem | None
     if not is_side(height) or not is_side(width) or height * width > MAX_PIXELS:
         return f"has a mask of {width!r:.40} x {height!r:.40} px", KINDS
     if size is not None and (height, width) != size:
-        value = f"has a mask of {width} x {height} px in an image of {size[1]} x {size[0]} px"
-        return value, KINDS
+        return other_size((height, width), size)
     try:
         runs = read_runs(counts)
     except (ValueError, OverflowError):
@@ -185,6 +184,13 @@ def _run_lengths_problem(segmentation: Any, size: Size | None) -> Problem | None
     if total != height * width:
         return f"has run lengths that add up to {total} for a mask of {width} x {height} px", RUNS
     return None
+
+
+def other_size(made_for: Size, size: Size) -> Problem:
+    """What is wrong with run lengths that are made for an image of another (height, width)."""
+    height, width = made_for
+    value = f"has a mask of {width} x {height} px in an image of {size[1]} x {size[0]} px"
+    return value, KINDS
 
 
 def is_side(side: Any) -> bool:

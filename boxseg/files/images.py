@@ -12,7 +12,7 @@ from PIL import Image
 from boxseg.config.method import CocoSource
 from boxseg.errors import ConfigError
 from boxseg.files.names import is_file_inside, names_below
-from boxseg.files.reading import UnreadableError, read_picture
+from boxseg.files.reading import look_at
 
 IMAGE_ENDINGS = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
@@ -93,14 +93,8 @@ def count_pages(picture: Image.Image) -> int:
 
 def describe_paged(paths: Iterable[Path]) -> str | None:
     """A sentence about the pictures that have several pages or frames; None if there are none."""
-    counts = {}
-    for path in paths:
-        if path.suffix.lower() not in PAGED_ENDINGS:
-            continue
-        try:
-            counts[path] = read_picture(path, count_pages)
-        except UnreadableError:
-            continue  # reported where its pixels are read
+    may_be_paged = (path for path in paths if path.suffix.lower() in PAGED_ENDINGS)
+    counts = look_at(may_be_paged, count_pages)
     paged = [path for path, count in counts.items() if count > 1]
     if not paged:
         return None

@@ -6,6 +6,7 @@ are opened. Needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -14,7 +15,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -273,6 +274,15 @@ def read_picture(
         raise UnreadableError(path, f"is too large: {size}", SIZE_RULE, _shrink(path)) from error
     except Exception as error:  # decoders raise errors of any kind at damaged bytes
         raise UnreadableError(path, f"cannot be read: {error}", rule, way_out) from error
+
+
+def look_at(paths: Iterable[Path], use: Callable[[Image.Image], T]) -> dict[Path, T]:
+    """`read_picture` of each file that can be read; others are reported where their pixels are needed."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(UnreadableError):
+            found[path] = read_picture(path, use)
+    return found
 
 
 def _shrink(path: Path) -> str:
