@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from boxseg.coco.masks import decode_part
-from boxseg.coco.segmentations import Size
 from boxseg.mask_parts import Mask, MaskPart
 
 Polygon = NDArray[np.int64]
 """(P, 2): x y of the corners in pixels, in order, the first not repeated."""
 
 
-def find_part_polygons(segmentation: Any, size: Size) -> list[Polygon]:
-    """`find_polygons` of a COCO segmentation in an image of (height, width), unpacked only around the object."""
-    part = decode_part(segmentation, size)
-    offset = np.array([part.left, part.top])
-    return [polygon + offset for polygon in find_polygons(part.pixels)]
-
-
-def find_polygons(mask: Mask) -> list[Polygon]:
-    """A mask bool (h, w) as polygons that cover exactly its pixels: one for each piece.
+def find_polygons(part: MaskPart) -> list[Polygon]:
+    """A mask as polygons that cover exactly its pixels: one for each piece.
 
     Pieces that touch only at a corner are apart. A hole is joined to the outline around it by a line there and back.
 
-    >>> find_polygons(np.array([[False, True, True]]))[0].tolist()
+    >>> find_polygons(MaskPart(np.array([[False, True, True]])))[0].tolist()
     [[1, 0], [1, 1], [3, 1], [3, 0]]
     """
-    left, top, right, bottom = MaskPart(mask).bounds()
-    if not right:  # an empty mask
+    if not part.area:
         return []
-    pieces, count = ndimage.label(mask[top:bottom, left:right])
+    pieces, count = ndimage.label(part.pixels)
     polygons = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(pieces, count), start=1):
         piece = pieces[rows, columns] == number  # without other pieces in the same rectangle
-        offset = np.array([columns.start + left, rows.start + top])
+        offset = np.array([columns.start + part.left, rows.start + part.top])
         outlines = [outline + offset for outline in _trace(piece)]
         polygons.append(join_polygons(outlines))
     return polygons

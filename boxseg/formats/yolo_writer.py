@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from boxseg.coco.entries import Content, Entry
-from boxseg.coco.outlines import find_part_polygons, join_polygons
+from boxseg.coco.masks import decode_part
+from boxseg.coco.outlines import find_polygons, join_polygons
 from boxseg.errors import DataError
 from boxseg.files.names import is_file_inside
 from boxseg.files.reading import UnreadableError, read_picture
@@ -126,7 +127,7 @@ def _label_lines(
 
 def _outline(segmentation: Any, picture: TurnedPicture) -> str:
     """One outline as shares of width and height of the picture as seen; empty for an empty mask."""
-    polygons = find_part_polygons(segmentation, picture.size)
+    polygons = find_polygons(decode_part(segmentation, picture.size))
     if not polygons:
         return ""
     shares = picture.seen_shares(join_polygons(polygons).astype(np.float64))

@@ -21,8 +21,8 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 from boxseg.coco.checks import read_whole
 from boxseg.coco.entries import Content, Entry, image_sizes, objects_of
-from boxseg.coco.masks import encode_part
-from boxseg.coco.outlines import find_part_polygons
+from boxseg.coco.masks import decode_part, encode_part
+from boxseg.coco.outlines import find_polygons
 from boxseg.coco.segmentations import Size, find_problem
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
@@ -265,7 +265,7 @@ def write_labels(data: CocoBoxes, journal: Journal, folder: Path) -> dict[str, A
     # The same content once more, with polygons in the place of run lengths.
     for annotation in objects:
         size = sizes[annotation["image_id"]]
-        polygons = find_part_polygons(annotation["segmentation"], size)
+        polygons = find_polygons(decode_part(annotation["segmentation"], size))
         annotation["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
     write_atomic(folder / POLYGONS, json.dumps(content))
     return _summary(journal)
