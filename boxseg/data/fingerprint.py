@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from boxseg.coco.segmentations import Extent, Size
 from boxseg.config.method import CocoSource
 from boxseg.errors import DataError
 from boxseg.files.names import is_inside
-from boxseg.files.pixels import rgb_pixels
+from boxseg.files.pixels import cielab, rgb_pixels
 from boxseg.files.reading import UnreadableError, read_picture
 
 LOOKED_AT = 64
@@ -69,29 +69,64 @@ class Spread:
         return f"{self.median:.0f} ({self.low:.0f} to {self.high:.0f})"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Colours:
-    """What the opened images look like."""
+    """What the images look like that were opened so far."""
 
-    images: int
-    """How many were opened."""
-    grey: float
-    """Share of them without colour."""
-    contrast: float
-    """Median over boxes: CIELAB distance of the object from the surroundings of its box; NaN where none has any."""
-    moved: Mapping[float, Sequence[bool]] = field(default_factory=dict)
+    may_be_corners: bool = False
+    """Whether all boxes fit as x1, y1, x2, y2."""
+    is_grey: list[bool] = field(default_factory=list)
+    """Of each image."""
+    contrasts: list[float] = field(default_factory=list)
+    """CIELAB distance of the object of each looked-at box from the surroundings of the box."""
+    moved: dict[float, list[bool]] = field(default_factory=lambda: defaultdict(list))
     """Share of their size that boxes are moved by -> of each box that stays in its image whether it differs more then
     from its surroundings."""
-    as_corners: Sequence[bool] = ()
+    as_corners: list[bool] = field(default_factory=list)
     """The same of boxes read as x1, y1, x2, y2; of none where not all boxes fit so."""
-    in_bars: Sequence[bool] = ()
+    in_bars: list[bool] = field(default_factory=list)
     """Of each box whether most of it is in a bar of one colour along the edge of its image."""
+
+    @property
+    def grey(self) -> float:
+        """Share of the images without colour."""
+        return float(np.mean(self.is_grey))
+
+    @property
+    def contrast(self) -> float:
+        """Median of the contrasts; NaN where there are none."""
+        return float(np.median(self.contrasts)) if self.contrasts else math.nan
 
     def __str__(self) -> str:
         kind = "grey" if self.grey > 0.5 else "in colour"
         if not math.isfinite(self.contrast):
             return kind
         return f"{kind}; objects differ from what is around them by {self.contrast:.0f} (CIELAB)"
+
+    def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
+        """Add an image, RGB (h, w, 3), with the boxes in it."""
+        some = pixels[::PIXEL_STEP, ::PIXEL_STEP]
+        spread = np.ptp(some.astype(np.int64), axis=2)  # between red, green and blue
+        self.is_grey.append(float(np.percentile(spread, GREY_PERCENTILE)) <= GREY_LEVELS)
+        step = math.ceil(len(bboxes) / BOXES_LOOKED_AT)
+        shown = _shown_range(pixels)
+        for bbox in bboxes[::step]:
+            self.in_bars.append(_is_in_bars(bbox, shown, pixels.shape[:2]))
+            contrast = _contrast(pixels, bbox)
+            if contrast is None:
+                continue
+            self.contrasts.append(contrast)
+            x, y, width, height = bbox
+            others = [
+                (self.moved[shift], [x + shift * width, y + shift * height, width, height])
+                for shift in SHIFTS
+            ]
+            if self.may_be_corners:
+                others.append((self.as_corners, [x, y, width - x, height - y]))
+            for is_better, other in others:
+                its_contrast = _contrast_inside(pixels, other)
+                if its_contrast is not None:
+                    is_better.append(its_contrast > contrast)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +215,7 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
         may_be_corners = all(width > x and height > y for x, y, width, height in bboxes)
         image_of = {image["id"]: image for image in content["images"]}
         images = [image_of[image_id] for image_id in per_image]
-        colours = _look_at(source, images, boxes, _Looks(may_be_corners))
+        colours = _look_at(source, images, boxes, Colours(may_be_corners))
     return Fingerprint(
         images=len(per_image),
         boxes=len(boxes),
@@ -193,58 +228,10 @@ def take_fingerprint(source: CocoSource, *, look: bool = True) -> Fingerprint:
     )
 
 
-@dataclass
-class _Looks:
-    """What has been seen so far, a value for each opened image."""
-
-    may_be_corners: bool
-    """Whether all boxes fit as x1, y1, x2, y2."""
-    is_grey: list[bool] = field(default_factory=list)
-    contrasts: list[float] = field(default_factory=list)
-    """How far the object of each box of them is from the colour of its surroundings."""
-    moved: dict[float, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    as_corners: list[bool] = field(default_factory=list)
-    in_bars: list[bool] = field(default_factory=list)
-
-    def add(self, pixels: NDArray[np.uint8], bboxes: list[list[float]]) -> None:
-        """Add an image, RGB (h, w, 3), with the boxes in it."""
-        some = pixels[::PIXEL_STEP, ::PIXEL_STEP]
-        spread = np.ptp(some.astype(np.int64), axis=2)  # between red, green and blue
-        self.is_grey.append(float(np.percentile(spread, GREY_PERCENTILE)) <= GREY_LEVELS)
-        step = math.ceil(len(bboxes) / BOXES_LOOKED_AT)
-        shown = _shown_range(pixels)
-        for bbox in bboxes[::step]:
-            self.in_bars.append(_is_in_bars(bbox, shown, pixels.shape[:2]))
-            contrast = _contrast(pixels, bbox)
-            if contrast is None:
-                continue
-            self.contrasts.append(contrast)
-            x, y, width, height = bbox
-            others = [
-                (self.moved[shift], [x + shift * width, y + shift * height, width, height])
-                for shift in SHIFTS
-            ]
-            if self.may_be_corners:
-                others.append((self.as_corners, [x, y, width - x, height - y]))
-            for is_better, other in others:
-                its_contrast = _contrast_inside(pixels, other)
-                if its_contrast is not None:
-                    is_better.append(its_contrast > contrast)
-
-    def summary(self) -> Colours | None:
-        """Shares, means and medians; None without an image."""
-        if not self.is_grey:
-            return None
-        contrast = float(np.median(self.contrasts)) if self.contrasts else math.nan
-        grey = float(np.mean(self.is_grey))
-        return Colours(
-            len(self.is_grey), grey, contrast, self.moved, self.as_corners, self.in_bars
-        )
-
-
 def _look_at(
-    source: CocoSource, images: Sequence[Entry], boxes: Sequence[Entry], looks: _Looks
+    source: CocoSource, images: Sequence[Entry], boxes: Sequence[Entry], colours: Colours
 ) -> Colours | None:
+    """The colours, with a sample of the images added; None where none can be opened."""
     bboxes_of: dict[int, list[list[float]]] = defaultdict(list)
     for box in boxes:
         bboxes_of[box["image_id"]].append(box["bbox"])
@@ -255,8 +242,8 @@ def _look_at(
             pixels = read_picture(source.images / image["file_name"], rgb_pixels)
         except UnreadableError:
             continue  # `boxseg data check` reports it
-        looks.add(pixels, bboxes_of[image["id"]])
-    return looks.summary()
+        colours.add(pixels, bboxes_of[image["id"]])
+    return colours if colours.is_grey else None
 
 
 def _sample(images: Sequence[Entry]) -> Iterator[Entry]:
@@ -321,15 +308,7 @@ def _contrast(pixels: NDArray[np.uint8], bbox: list[float]) -> float | None:
     inside = is_between_rows & is_between_columns
     if min(inside.sum(), (~inside).sum()) < FEWEST_PIXELS:
         return None
-    lab = cielab(outer)
+    lab = cielab(outer).astype(np.float64)
     around = lab[~inside].mean(axis=0)
     distance = np.linalg.norm(lab - around, axis=-1)
     return float(np.percentile(distance[inside], NOTICED))
-
-
-def cielab(pixels: NDArray[np.uint8]) -> Floats:
-    """CIELAB (D65) of sRGB pixels (h, w, 3)."""
-    import cv2  # here because it is slow to load
-
-    shares = pixels.astype(np.float32) / 255
-    return np.asarray(cv2.cvtColor(shares, cv2.COLOR_RGB2LAB), dtype=np.float64)

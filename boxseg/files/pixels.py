@@ -1,4 +1,4 @@
-"""Pixels of opened pictures as RGB of 8 bits; needs no torch."""
+"""Pixels of opened pictures as RGB of 8 bits, and as CIELAB; needs no torch."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
     pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     deep = _deep_colours(picture) if has_deep_colours else None
     return pixels if deep is None else _upper_bits(deep)
+
+
+def cielab(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """CIELAB (D65), float32 (h, w, 3), of sRGB pixels, uint8 (h, w, 3)."""
+    import cv2  # takes a while to load
+
+    lab = cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return np.asarray(lab, dtype=np.float32)
 
 
 def _deep_colours(picture: Image.Image) -> NDArray[np.uint16] | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from boxseg.files.pixels import cielab
 from boxseg.label.parts import box_fits
 from boxseg.mask_parts import MaskPart
 from boxseg.ops.pixels import (
@@ -21,7 +22,6 @@ from boxseg.ops.pixels import (
     resize,
     shared_colors,
     sort_colors,
-    to_lab,
 )
 
 CUT_SIDE = 96
@@ -119,7 +119,7 @@ def _cut(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     a better start there.
     """
     inside = pixels_of_box(box, picture.shape[:2])
-    color = sort_colors(to_lab(picture))
+    color = sort_colors(cielab(picture))
     whole = _cut_from(picture, color, inside, inside)
     if whole.separation >= CLEAR:
         return whole
@@ -287,7 +287,7 @@ def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> Mas
     ]
     # One row of pixels, so that all three regions are sorted into the same colours.
     regions = [claimed, *rests]
-    color = sort_colors(to_lab(np.concatenate(regions)[None]))
+    color = sort_colors(cielab(np.concatenate(regions)[None]))
     region = np.repeat(np.arange(3), [len(pixels) for pixels in regions])[None]
     overlaps = []
     for rest, mask in ((1, one), (2, other)):

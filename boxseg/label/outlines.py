@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.errors import ShapeError
+from boxseg.files.pixels import cielab
 from boxseg.label.cut import Cut, cut_by_colors
 from boxseg.label.quality import Evidence, expect_iou, expect_iou_of_clean, measure
 from boxseg.ops.pixels import (
@@ -24,7 +25,6 @@ from boxseg.ops.pixels import (
     resize,
     sort_colors,
     squared_steps,
-    to_lab,
 )
 
 WORK_SIDE = 96
@@ -110,7 +110,7 @@ def find_outline(
     if others is not None:
         work_others = others * np.array(factors, dtype=np.float32)
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
-    lab = to_lab(resize(picture, work_size))
+    lab = cielab(resize(picture, work_size))
     color = sort_colors(lab)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))

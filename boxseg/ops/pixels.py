@@ -25,13 +25,6 @@ STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """From a pixel to four of its eight neighbours, (rows, columns)."""
 
 
-def to_lab(picture: NDArray[np.uint8]) -> FloatArray:
-    """CIELAB, float32 (h, w, 3), of an RGB picture, uint8 (h, w, 3)."""
-    return np.asarray(
-        cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB), dtype=np.float32
-    )
-
-
 def sort_colors(lab: FloatArray) -> ColorArray:
     """The index (h, w) of each pixel's colour among the main colours of a picture (h, w, 3), which k-means finds."""
     pixels = lab.reshape(-1, 3)

@@ -24,7 +24,7 @@ def fingerprint(*longer_px, image=(256, 320), per_image=5, contrast=40.0):
         boxes_per_image=Spread(1, 2, per_image),
         image_px=Spread.of(short),
         object_px=Spread.of(longer),
-        colours=Colours(8, 0.0, contrast),
+        colours=Colours(contrasts=[contrast]),
         sides=Boxes(longer, short, long),
     )
 
