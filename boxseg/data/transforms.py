@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxFormat
 
 from boxseg.data.colors import COLOR_CHANGES, Recoloring, Strong, draw_recoloring
 from boxseg.ops.boxes import scale_boxes
@@ -156,15 +157,5 @@ def flip_view(view: View) -> View:
     drawn = view.drawn
     if drawn is not None:
         drawn = replace(drawn, mask=drawn.mask.flip(-1))
-    boxes = flip_boxes(view.boxes, width=view.size[1])
+    boxes = F.horizontal_flip_bounding_boxes(view.boxes, BoundingBoxFormat.XYXY, view.size)
     return replace(view, is_flipped=not view.is_flipped, boxes=boxes, drawn=drawn)
-
-
-def flip_boxes(boxes: Tensor, *, width: int) -> Tensor:
-    """Boxes (N, 4) of the horizontally mirrored image of this width [px].
-
-    >>> flip_boxes(torch.tensor([[10, 0, 30, 5]]), width=100).tolist()
-    [[70, 0, 90, 5]]
-    """
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    return torch.stack([width - x2, y1, width - x1, y2], dim=1)

@@ -69,7 +69,7 @@ class Evaluation:
     """What a network found, and how good that is."""
 
     metrics: dict[str, float]
-    """Those of `scores`, with `mask_fill` and `box_likeness`."""
+    """Those of `scores` as `val/mask_ap` …, with `health/mask_fill` and `health/box_likeness`."""
     results: list[ImageResult]
     """Of all images, over all processes."""
     scores: CocoScores
@@ -93,18 +93,20 @@ def measure_detections(
     Returns:
         All that was found, and metrics: those of COCO, of boxes `box_ap` alone, and of confident masks, where there are
         any, `mask_fill`, the mean share of its box that a mask fills, and `box_likeness`, the mean of the smaller over
-        the larger of the two areas, 1 where all masks are their boxes.
+        the larger of the two areas, 1 where all masks are their boxes. Their names begin with a group, whose metrics
+        the tracking server shows side by side.
     """
     results = [result for of_process in gather_objects(own_results) for result in of_process]
     scores = coco_scores(ground_truth, results, image_ids=image_ids, category_ids=category_ids)
     metrics = {}
     for name, value in scores.metrics.items():
         if name == "box_ap" or not name.startswith("box_"):
-            metrics[name] = value
+            metrics[f"val/{name}"] = value
     ratios = np.concatenate([np.zeros(0), *map(area_ratios, results)])  # there may be no result
     if len(ratios):
-        metrics["mask_fill"] = float(ratios.clip(max=1).mean())
-        metrics["box_likeness"] = float(np.minimum(ratios, 1 / ratios.clip(min=1e-9)).mean())
+        metrics["health/mask_fill"] = float(ratios.clip(max=1).mean())
+        likeness = np.minimum(ratios, 1 / ratios.clip(min=1e-9))
+        metrics["health/box_likeness"] = float(likeness.mean())
     return Evaluation(metrics, results, scores)
 
 

@@ -35,9 +35,6 @@ from boxseg.teacher.candidates import pick_candidates
 LabelledTile = tuple[Tile, Tensor, Tensor]
 """A tile with the pseudo masks (n, h, w) of its boxes and their qualities (n,)."""
 
-HEALTH = ("mask_fill", "box_likeness")
-"""Measures of the masks themselves."""
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -85,24 +82,13 @@ def _join_metrics(
     evaluations: Mapping[str, Evaluation], criterion: Criterion
 ) -> tuple[str, dict[str, float]]:
     """The better network, and its metrics with the mask AP of each."""
-    of_networks = {
-        name: _with_groups(evaluated.metrics) for name, evaluated in evaluations.items()
-    }
+    of_networks = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     best = choose_network(of_networks, criterion)
     metrics = dict(of_networks[best])
-    for name, evaluation in evaluations.items():
-        if "mask_ap" in evaluation.metrics:
-            metrics[f"val/{name}_mask_ap"] = evaluation.metrics["mask_ap"]
+    for name, own in of_networks.items():
+        if "val/mask_ap" in own:
+            metrics[f"val/{name}_mask_ap"] = own["val/mask_ap"]
     return best, metrics
-
-
-def _with_groups(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Metrics by their full names, as in `val/mask_ap`; the tracking server shows those of a group side by side."""
-    grouped = {}
-    for name, value in metrics.items():
-        group = "health" if name in HEALTH else "val"
-        grouped[f"{group}/{name}"] = value
-    return grouped
 
 
 def choose_network(metrics_of: Mapping[str, Mapping[str, float]], criterion: Criterion) -> str:
@@ -151,7 +137,7 @@ def _evaluate_network(
                 detections = _find(trainer, network, batch, batch_size, watcher)
                 if encoded:
                     encoded[-1].result()  # masks take memory, so no more than one batch waits
-                encoded.append(encoder.submit(_encode_all, detections))
+                encoded.append(encoder.submit(list, map(encode_detections, detections)))
                 watcher.watch(network, batch, detections)
     finally:
         network.train(was_training)
@@ -179,10 +165,6 @@ def _find(
         if network is trainer.teacher:
             watcher.watch_labels(tiles, predictions)
     return finder.detections()
-
-
-def _encode_all(detections: list[Detections]) -> list[ImageResult]:
-    return [encode_detections(found) for found in detections]
 
 
 class PseudoMaskWatcher:

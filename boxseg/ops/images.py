@@ -31,12 +31,9 @@ def pad_images(images: Sequence[Tensor], *, divisor: int = 32) -> tuple[Tensor, 
     # -(-a // b) rounds up.
     height = -(-max(image.shape[1] for image in images) // divisor) * divisor
     width = -(-max(image.shape[2] for image in images) // divisor) * divisor
-    shape = (len(images), images[0].shape[0], height, width)
-    padded = torch.empty(shape, dtype=images[0].dtype, device=images[0].device)
+    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     valid = padded.new_zeros(len(images), height, width, dtype=torch.bool)
     for index, image in enumerate(images):
         padded[index, :, : image.shape[1], : image.shape[2]] = image
-        padded[index, :, image.shape[1] :] = 0
-        padded[index, :, : image.shape[1], image.shape[2] :] = 0
         valid[index, : image.shape[1], : image.shape[2]] = True
     return padded, valid

@@ -48,18 +48,15 @@ class Predictor:
     ```
     """
 
-    def __init__(
-        self, folder: str | Path, *, network: str | None = None, device: str = "cpu"
-    ) -> None:
-        """Load a network.
+    def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
+        """Load the better network of the checkpoint's evaluation.
 
         Args:
             folder: A checkpoint folder, or the folder of a run (its best checkpoint is taken).
-            network: `teacher` or `student`; None takes the better one of its last evaluation.
             device: As torch names it.
 
         Raises:
-            CheckpointError: there is no checkpoint, it is damaged, or it has no such network.
+            CheckpointError: there is no checkpoint, or it is damaged.
         """
         self.folder = folder = checkpoint.find_checkpoint(Path(folder))
         about = checkpoint.load_about(folder)
@@ -71,11 +68,7 @@ class Predictor:
             ) from error
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
-        self.network_name = network or checkpoint.better_network(about)
-        if self.network_name not in ("teacher", "student"):
-            raise CheckpointError(
-                f"{folder}: there is no network {self.network_name!r}; use teacher or student"
-            )
+        self.network_name = checkpoint.better_network(about)
         self.device = torch.device(device)
         self.network = build_network(
             self.config, num_classes=len(self.class_names), weights="none"

@@ -186,7 +186,9 @@ def test_numbers_and_weights_are_those_of_the_better_network(
 
     def evaluate_network(trainer, network, watch):
         own = aps["student" if network is trainer.student else "teacher"]
-        return Evaluation(own | {"mask_fill": own["mask_ap"]}, [], CocoScores(own, {}, {}))
+        metrics = {f"val/{name}": value for name, value in own.items()}
+        metrics["health/mask_fill"] = own["mask_ap"]
+        return Evaluation(metrics, [], CocoScores(own, {}, {}))
 
     monkeypatch.setattr(validate, "_evaluate_network", evaluate_network)
     trainer = build_trainer(tiny_config(train={"steps": 1, "panels": 0}), data_root=data_root)
@@ -202,4 +204,3 @@ def test_numbers_and_weights_are_those_of_the_better_network(
     }
     assert loop.restore(trainer, tmp_path / "checkpoints" / "last") == progress
     assert Predictor(tmp_path).network_name == network
-    assert Predictor(tmp_path, network="student").network_name == "student"
