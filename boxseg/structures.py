@@ -163,9 +163,6 @@ class Proposals:
     box_index: Tensor
     """int64 (n,): index among the boxes of the image."""
 
-    def __len__(self) -> int:
-        return len(self.image_index)
-
 
 @dataclass(frozen=True)
 class MaskFrame:

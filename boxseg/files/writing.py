@@ -172,22 +172,26 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def write_picture(path: Path, save: Callable[..., object]) -> Path:
-    """Write a PNG as `write_atomic` does and return its path; its folder is made if it is missing.
+def write_picture(
+    path: Path, save: Callable[..., object], *, form: str = "png", durable: bool = True
+) -> Path:
+    """Write a picture as `write_atomic` does and return its path; its folder is made if it is missing.
 
     Folders above that one are not made: if the disk of a run is gone, its folder must not appear elsewhere.
 
     Args:
         path: The file.
-        save: Called with an open file and `format="png"`, as the `save` of PIL and of matplotlib are.
+        save: Called with an open file and the `format`, as the `save` of PIL and of matplotlib are.
+        form: Name of the format.
+        durable: See `write_atomic`.
 
     Raises:
         StorageError: the disk is full, read-only or gone; the old file is untouched.
     """
     buffer = io.BytesIO()
-    save(buffer, format="png")
+    save(buffer, format=form)
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), durable=durable)
     return path
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -17,7 +16,7 @@ from boxseg.coco.odd_entries import corners
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
 from boxseg.evaluation.panels import MARGIN, scale_picture
 from boxseg.files.reading import UnreadableError, read_picture
-from boxseg.files.writing import write_atomic
+from boxseg.files.writing import write_picture
 from boxseg.mask_parts import MaskPart
 
 TILE = 240
@@ -80,7 +79,4 @@ def _is_plain(picture: Image.Image) -> bool:
 
 
 def _write_jpeg(picture: Image.Image, path: Path) -> None:
-    file: Any = io.BytesIO()
-    picture.save(file, format="jpeg", quality=80)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, file.getvalue(), durable=False)
+    write_picture(path, partial(picture.save, quality=80), form="jpeg", durable=False)

@@ -16,7 +16,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from boxseg.config.backbones import check_backbone_name
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.vit import PlainVit, is_plain_vit
 from boxseg.model.weights import (
@@ -104,7 +103,6 @@ def build_backbone(
         ConfigError: the name is unknown, or the network has no maps of strides 8, 16 and 32.
         DataError: the weights cannot be loaded or do not fit.
     """
-    check_backbone_name(name)
     backbone, is_loaded = _build_with_weights(name, weights)
     stages = (2 if is_loaded else 0) if frozen_stages is None else frozen_stages
     backbone.freeze(stages=stages, norms=norm == "frozen" or (norm == "auto" and is_loaded))

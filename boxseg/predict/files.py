@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from boxseg.errors import DataError
 from boxseg.evaluation.ap import encode_detections
 from boxseg.evaluation.panels import COLOURS, OPACITY
 from boxseg.files.reading import UnreadableError, read_picture
-from boxseg.files.writing import write_atomic
+from boxseg.files.writing import write_picture
 from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import Predictor, as_image, in_batches
 from boxseg.structures import Detections
@@ -159,14 +159,10 @@ def draw_overlay(image: Tensor, detections: Detections, names: Sequence[str], pa
         picture = draw_bounding_boxes(
             picture, detections.boxes.cpu(), labels=captions, colors=colours
         )
-    drawn = io.BytesIO()  # whole, then written at once: a kill leaves no half picture
     about = PngInfo()
     about.add_text("Software", DRAWN_BY)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(
-        drawn, format="png", compress_level=FAST, pnginfo=about
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, drawn.getvalue(), durable=False)
+    drawn = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    write_picture(path, partial(drawn.save, compress_level=FAST, pnginfo=about), durable=False)
 
 
 def _tint(image: Tensor, parts: Sequence[MaskPart]) -> Tensor:

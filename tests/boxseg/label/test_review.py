@@ -343,6 +343,7 @@ def test_outlines_enclose_the_pixels_of_a_mask_and_leave_out_its_holes():
 
 def test_a_picture_that_browsers_would_turn_is_shown_as_it_is_stored(tmp_path):
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    (tmp_path / "review").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
@@ -382,6 +383,7 @@ def test_other_files_are_refused_as_decisions(data, labels, tmp_path, decisions)
 
 def test_a_picture_whose_description_is_damaged_is_copied(tmp_path):
     pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    (tmp_path / "review").mkdir()
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path)
     whole, exif = path.read_bytes(), b"eXIfno TIFF file"

@@ -177,7 +177,7 @@ def test_a_batch_without_boxes_keeps_names_and_gradient_paths(images, valid):
     network = build()
     terms, proposals = detection_terms(network, images, valid, BOXES[1:] * 2, LABELS[1:] * 2)
     assert {name for name, value in terms.items() if float(value.detach()) != 0} == {"cls"}
-    assert len(proposals) == 0
+    assert len(proposals.handle) == 0
     torch.stack(list(terms.values())).sum().backward()
     assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
 
