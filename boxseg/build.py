@@ -98,15 +98,7 @@ def build_trainer(
         if is_distributed()
         else student,
         teacher=teacher,
-        optimizer=build_optimizer(
-            student,
-            optimizer=config.solver.optimizer,
-            lr=config.solver.lr,
-            momentum=config.solver.momentum,
-            beta2=config.solver.beta2,
-            weight_decay=config.solver.weight_decay,
-            backbone_lr_scale=config.solver.backbone_lr_scale,
-        ),
+        optimizer=build_optimizer(student, config.solver),
         bank=BANKS[config.pc.bank](config.pc.bank_size) if config.pc.on else None,
         loader=TrainLoader(
             train_data,
@@ -189,30 +181,13 @@ def check_start(config: BoxSegConfig, path: Path) -> None:
 
 def build_condinst(config: BoxSegConfig, backbone: Backbone, num_classes: int) -> CondInst:
     """CondInst with the settings of `model`, `cond` and `fcos`."""
-    model, cond, fcos = config.model, config.cond, config.fcos
     return CondInst(
         num_classes=num_classes,
         backbone=backbone,
-        detection_loss=partial(
-            detection_losses,
-            use_vfl=fcos.use_vfl,
-            alpha=fcos.alpha,
-            gamma=fcos.gamma,
-            iou_eps=fcos.iou_eps,
-        ),
-        channels=model.channels,
-        tower_convs=model.tower_convs,
-        norm_groups=model.norm_groups,
-        tower_std=fcos.tower_std,
-        start_distance=fcos.start_distance,
-        features=cond.features,
-        head_channels=cond.channels,
-        head_layers=cond.layers,
-        branch_channels=cond.branch_channels,
-        branch_convs=cond.branch_convs,
-        radius=fcos.radius,
-        sizes=fcos.sizes,
-        max_per_image=cond.max_per_image,
+        detection_loss=detection_losses,
+        model=config.model,
+        cond=config.cond,
+        fcos=config.fcos,
     )
 
 

@@ -11,20 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from boxseg.config.method import SolverConfig
+
 WARMUP_START = 0.001
 """Share of the base rate at the first step of the warm-up."""
 
 
-def build_optimizer(
-    network: nn.Module,
-    *,
-    optimizer: Literal["sgd", "adamw"],
-    lr: float,
-    momentum: float,
-    beta2: float,
-    weight_decay: float,
-    backbone_lr_scale: float,
-) -> Optimizer:
+def build_optimizer(network: nn.Module, settings: SolverConfig) -> Optimizer:
     """Optimizer over all trainable parameters; those of the backbone get a scaled rate.
 
     The layer `finer`, by which a plain ViT gets a finer map, is as new as the heads and learns at their rate.
@@ -42,15 +35,16 @@ def build_optimizer(
     rest = [parameter for name, parameter in named if name not in in_backbone]
     groups = [
         # `set_lr` overwrites `lr` at each step; `base_lr` stays, and torch saves and loads it as well.
-        {"params": parameters, "lr": lr * scale, "base_lr": lr * scale}
-        for parameters, scale in ((rest, 1.0), (backbone, backbone_lr_scale))
+        {"params": parameters, "lr": settings.lr * scale, "base_lr": settings.lr * scale}
+        for parameters, scale in ((rest, 1.0), (backbone, settings.backbone_lr_scale))
         if parameters
     ]
+    decay = settings.weight_decay
     # `fused`: one operation does what would otherwise be several for each tensor.
-    if optimizer == "adamw":
-        betas = (0.9, beta2)
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    if settings.optimizer == "adamw":
+        betas = (0.9, settings.beta2)
+        return torch.optim.AdamW(groups, betas=betas, weight_decay=decay, fused=True)
+    return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
 
 
 def lr_factor(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boxseg.config.method import FcosConfig
 from boxseg.structures import LocationTargets, Predictions, check_same_shape
 
 
@@ -15,10 +16,7 @@ def detection_losses(
     *,
     num_positive: Tensor,
     centerness_sum: Tensor,
-    use_vfl: bool = True,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    iou_eps: float = 1.0,
+    settings: FcosConfig,
 ) -> dict[str, Tensor]:
     """Classification, box and centre-ness losses of a batch.
 
@@ -29,10 +27,7 @@ def detection_losses(
         targets: What they should be.
         num_positive: Scalar tensor >= 1, normaliser of classification and centre-ness.
         centerness_sum: Scalar tensor > 0, normaliser of the box loss.
-        use_vfl: Varifocal classification loss; otherwise focal.
-        alpha: Weight of negatives (varifocal) or of positives (focal).
-        gamma: Exponent of the classification loss.
-        iou_eps: Added to intersection and union of the IoU [strides²].
+        settings: `use_vfl`, `alpha`, `gamma` and `iou_eps` count.
 
     Returns:
         `cls`, `loc` and `ctr`, float scalars.
@@ -44,7 +39,9 @@ def detection_losses(
     """
     check_same_shape(distances=predictions.distances, distance_targets=targets.distances)
     positive = targets.box_index >= 0
-    iou, generalised = giou(predictions.distances.float(), targets.distances.float(), eps=iou_eps)
+    iou, generalised = giou(
+        predictions.distances.float(), targets.distances.float(), eps=settings.iou_eps
+    )
     centerness = targets.centerness.float() * positive
     box_loss = ((1 - generalised) * centerness).sum() / centerness_sum
     centerness_bce = F.binary_cross_entropy_with_logits(
@@ -52,12 +49,12 @@ def detection_losses(
     )
     logits = predictions.class_logits.float()
     # Varifocal loss asks a positive for the IoU that its box reaches now; focal loss asks for 1.
-    peak = iou.detach() if use_vfl else torch.ones_like(iou)
+    peak = iou.detach() if settings.use_vfl else torch.ones_like(iou)
     # `scatter` takes no -1 for the background; what it writes there is 0.
     labels = targets.labels.clamp(min=0).unsqueeze(-1)
     class_targets = torch.zeros_like(logits).scatter_(2, labels, (peak * positive).unsqueeze(-1))
-    classification = varifocal_loss if use_vfl else focal_loss
-    class_loss = classification(logits, class_targets, alpha=alpha, gamma=gamma)
+    classification = varifocal_loss if settings.use_vfl else focal_loss
+    class_loss = classification(logits, class_targets, alpha=settings.alpha, gamma=settings.gamma)
     return {
         "cls": class_loss.sum() / num_positive,
         "loc": box_loss,

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from boxseg.config.method import CondConfig, FcosConfig, ModelConfig
 from boxseg.model.backbone import PYRAMID_STRIDES, Backbone
 from boxseg.model.fcos import FcosHead, make_locations, make_patches
 from boxseg.model.mask_head import FEATURE_STRIDE, DynamicMaskHead, MaskBranch, with_coordinates
@@ -43,60 +44,44 @@ class CondInst(PyramidNetwork):
         num_classes: int,
         backbone: Backbone,
         detection_loss: Callable[..., dict[str, Tensor]],
-        channels: int,
-        tower_convs: int,
-        norm_groups: int | None,
-        tower_std: float,
-        start_distance: float,
-        features: int,
-        head_channels: int,
-        head_layers: int,
-        branch_channels: int,
-        branch_convs: int,
-        radius: float,
-        sizes: Sequence[float],
-        max_per_image: int,
+        model: ModelConfig,
+        cond: CondConfig,
+        fcos: FcosConfig,
     ) -> None:
         """
         Args:
             num_classes: K.
             backbone: Gives maps of strides 8, 16 and 32; see `build_backbone`.
-            detection_loss: `losses.detection.detection_losses` with its constants bound.
-            channels: Channels of pyramid and detection head.
-            tower_convs: Convolutions in each tower of the detection head.
-            norm_groups: Groups of its group norms; None: as many as `num_groups` says.
-            tower_std: Spread of the untrained towers' weights; see `FcosHead`.
-            start_distance: Distances that the untrained head gives [strides].
-            features: Channels of the mask features.
-            head_channels: Width of the dynamic mask head.
-            head_layers: Depth of the dynamic mask head.
-            branch_channels: Width of the mask branch.
-            branch_convs: Convolutions of the mask branch after the levels are summed.
-            radius: Half side of the centre region of a box [strides].
-            sizes: Largest box extent from a location, for all levels but the last [px]; on each level also the unit
-                of the mask head's coordinates, twice the last one on the last level.
-            max_per_image: Proposals of an image that get mask losses.
+            detection_loss: `losses.detection.detection_losses`.
+            model: Width of pyramid and heads, and depth of the detection head's towers.
+            cond: Of mask branch and mask head.
+            fcos: Of the detection head, its targets and its losses. Its `sizes` are also the unit of the mask head's
+                coordinates, on the last level twice the last one.
         """
-        super().__init__(num_classes=num_classes, backbone=backbone, channels=channels)
+        super().__init__(num_classes=num_classes, backbone=backbone, channels=model.channels)
         self.detection_loss = detection_loss
-        self.radius, self.sizes, self.max_per_image = radius, tuple(sizes), max_per_image
+        self.fcos = fcos
+        self.max_per_image = cond.max_per_image
         self.mask_branch = MaskBranch(
-            channels=channels, width=branch_channels, convs=branch_convs, features=features
+            channels=model.channels,
+            width=cond.branch_channels,
+            convs=cond.branch_convs,
+            features=cond.features,
         )
         self.mask_head = DynamicMaskHead(
-            features=features,
-            channels=head_channels,
-            layers=head_layers,
-            reach=(*sizes, 2 * sizes[-1]),
+            features=cond.features,
+            channels=cond.channels,
+            layers=cond.layers,
+            reach=(*fcos.sizes, 2 * fcos.sizes[-1]),
         )
         self.head = FcosHead(
-            channels=channels,
+            channels=model.channels,
             num_classes=num_classes,
             num_params=self.mask_head.num_params,
-            tower_convs=tower_convs,
-            norm_groups=norm_groups,
-            tower_std=tower_std,
-            start_distance=start_distance,
+            tower_convs=model.tower_convs,
+            norm_groups=model.norm_groups,
+            tower_std=fcos.tower_std,
+            start_distance=fcos.start_distance,
             num_levels=len(PYRAMID_STRIDES),
         )
 
@@ -212,8 +197,8 @@ class CondInst(PyramidNetwork):
             predictions.levels,
             boxes,
             labels,
-            radius=self.radius,
-            sizes=self.sizes,
+            radius=self.fcos.radius,
+            sizes=self.fcos.sizes,
         )
         positive = targets.box_index >= 0
         # Both normalisers travel in one message; a process without boxes takes part like all others.
@@ -225,6 +210,7 @@ class CondInst(PyramidNetwork):
                 targets,
                 num_positive=num_positive.clamp(min=1),
                 centerness_sum=centerness_sum.clamp(min=1e-6),
+                settings=self.fcos,
             )
             anchor = self._gradient_anchor(predictions)
         class_score = predictions.class_logits.detach().float().amax(dim=-1).sigmoid()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from boxseg.config.method import SolverConfig
 from boxseg.engine.optim import build_optimizer, lr_factor, set_lr
 
 OFFICIAL = {
@@ -41,15 +42,8 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_backbone_gets_its_own_rate_and_frozen_parameters_are_left_out(kind):
-    optimizer = build_optimizer(
-        Network(),
-        optimizer=kind,
-        lr=0.1,
-        momentum=0.9,
-        beta2=0.999,
-        weight_decay=1e-4,
-        backbone_lr_scale=0.1,
-    )
+    settings = SolverConfig(optimizer=kind, lr=0.1, backbone_lr_scale=0.1)
+    optimizer = build_optimizer(Network(), settings)
     set_lr(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.005])
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
@@ -60,15 +54,8 @@ def test_backbone_gets_its_own_rate_and_frozen_parameters_are_left_out(kind):
 @pytest.mark.parametrize(("beta2", "pace"), [(0.999, 0.10), (0.95, 0.50)])
 def test_a_large_first_gradient_slows_adamw_for_as_long_as_beta2_remembers_it(beta2, pace):
     network = nn.Linear(1, 1, bias=False)
-    optimizer = build_optimizer(
-        network,
-        optimizer="adamw",
-        lr=0.01,
-        momentum=0.9,
-        beta2=beta2,
-        weight_decay=0.0,
-        backbone_lr_scale=1.0,
-    )
+    settings = SolverConfig(optimizer="adamw", lr=0.01, beta2=beta2, weight_decay=0.0)
+    optimizer = build_optimizer(network, settings)
     weights = []
     for update in range(101):
         network.weight.grad = torch.full((1, 1), 100.0 if update == 0 else 1.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from boxseg.config.method import FcosConfig
 from boxseg.errors import ShapeError
 from boxseg.losses.detection import detection_losses, focal_loss, giou, varifocal_loss
 from boxseg.structures import LocationTargets, Predictions
@@ -71,7 +72,7 @@ def test_losses_equal_sums_over_the_positive_locations(use_vfl):
         LocationTargets(matched, labels, distances, centerness),
         num_positive=torch.tensor(2.0),
         centerness_sum=torch.tensor(0.7),
-        use_vfl=use_vfl,
+        settings=FcosConfig(use_vfl=use_vfl, iou_eps=1.0),
     )
     loc = ctr = 0.0
     targets = torch.zeros(2, 6, 3)
@@ -99,7 +100,7 @@ def test_background_alone_still_reaches_every_output():
         ),
         num_positive=torch.tensor(1.0),
         centerness_sum=torch.tensor(1e-6),
-        iou_eps=1e-6,
+        settings=FcosConfig(),
     )
     assert [losses[name].item() for name in ("loc", "ctr")] == [0, 0]
     sum(losses.values()).backward()
@@ -120,4 +121,5 @@ def test_targets_must_fit():
             ),
             num_positive=torch.tensor(1.0),
             centerness_sum=torch.tensor(1.0),
+            settings=FcosConfig(),
         )

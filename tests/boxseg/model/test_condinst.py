@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from boxseg.build import build_network
-from boxseg.config.method import BoxSegConfig
+from boxseg.config.method import BoxSegConfig, CondConfig, FcosConfig, ModelConfig
 from boxseg.errors import ShapeError
 from boxseg.losses.detection import detection_losses
 from boxseg.model.backbone import build_backbone
@@ -21,19 +21,9 @@ def build(norm="auto", frozen_stages=None) -> CondInst:
         num_classes=3,
         backbone=backbone,
         detection_loss=detection_losses,
-        channels=16,
-        tower_convs=1,
-        norm_groups=None,
-        tower_std=0.01,
-        start_distance=0.0,
-        features=16,
-        head_channels=8,
-        head_layers=3,
-        branch_channels=16,
-        branch_convs=1,
-        radius=1.5,
-        sizes=(64, 128, 256, 512),
-        max_per_image=64,
+        model=ModelConfig(channels=16, tower_convs=1),
+        cond=CondConfig(branch_channels=16, branch_convs=1),
+        fcos=FcosConfig(),
     )
 
 

@@ -116,5 +116,5 @@ def test_proposals_follow_the_quota_of_each_box():
 
 def test_without_positives_there_are_no_proposals():
     chosen = choose_proposals(torch.full((2, 5), -1), torch.rand(2, 5), max_per_image=64)
-    assert len(chosen) == 0
+    assert len(chosen.handle) == 0
     assert chosen.box_index.dtype == torch.int64
