@@ -341,8 +341,7 @@ class Meter:
     ) -> None:
         """Add one step; all steps have the same names."""
         for name, value in metrics.items():
-            total = self._sums.get(name)
-            self._sums[name] = value.detach() if total is None else total + value.detach()
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
         self._steps += 1
         self._images += images
         self._step_s += step_s

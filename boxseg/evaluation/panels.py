@@ -98,9 +98,10 @@ def scale_picture(picture: Image.Image, scale: float) -> Image.Image:
 
 def _overlay(plain: Image.Image, masks: np.ndarray, numbers: list[float]) -> Image.Image:
     """Tinted masks, each with its number at its top left corner."""
-    tile = tint_masks(plain, list(masks))
+    shown = [fit_mask(mask, plain) for mask in masks]
+    tile = tint_masks(plain, shown)
     draw = ImageDraw.Draw(tile)
-    for place, text in place_numbers([fit_mask(mask, plain) for mask in masks], numbers):
+    for place, text in place_numbers(shown, numbers):
         draw.text(place, text, fill="white", stroke_width=1, stroke_fill="black")
     return tile
 
@@ -138,10 +139,9 @@ def _is_near(place: Point, other: Point) -> bool:
 
 
 def tint_masks(plain: Image.Image, masks: Sequence[np.ndarray]) -> Image.Image:
-    """The picture with masks, bool (h, w) of any size, in colour with a solid outline."""
+    """The picture with masks, bool (h, w) at its size, in colour with a solid outline."""
     blended = np.asarray(plain).astype(np.float32)  # masks may lie on one another
-    for index, mask in enumerate(masks):
-        shape = fit_mask(mask, plain)
+    for index, shape in enumerate(masks):
         colour = np.array(COLOURS[index % len(COLOURS)], dtype=np.float32)
         blended[shape] = (1 - OPACITY) * blended[shape] + OPACITY * colour
         blended[shape & ~ndimage.binary_erosion(shape)] = colour

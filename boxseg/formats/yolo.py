@@ -305,9 +305,8 @@ def _keypoints(shape: Any) -> int:
     """Numbers that the keypoints of a line take, of the value of `kpt_shape`: how many, and numbers for each."""
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2:
-        raise ValueError("`kpt_shape` is no list of two numbers")
-    if not all(str(number).isdecimal() for number in shape):
+    is_pair = isinstance(shape, list) and len(shape) == 2
+    if not is_pair or not all(str(number).isdecimal() for number in shape):
         raise ValueError("`kpt_shape` is no list of two numbers")
     return int(shape[0]) * int(shape[1])
 

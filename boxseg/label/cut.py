@@ -85,29 +85,31 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
 
     Source: Rother et al. 2004; OpenCV's implementation.
     """
-    cut = _cut(*_scaled(picture, box, CUT_SIDE))
+    longer = longer_side(box)
+    cut = _cut(*scaled(picture, box, min(CUT_SIDE / longer, 1.0)))
     mask = cut.mask
     # More pixels cost time, and an outline that is not clean is not used as it is.
-    if cut.is_clean and cut.models is not None and _longer_side(box) > CUT_SIDE:
-        mask = _sharpen(mask, cut.models, *_scaled(picture, box, SHARP_SIDE))
+    if cut.is_clean and cut.models is not None and longer > CUT_SIDE:
+        sharp = scaled(picture, box, min(SHARP_SIDE / longer, 1.0))
+        mask = _sharpen(mask, cut.models, *sharp)
     size = picture.shape[:2]
     inside = pixels_of_box(box, size)
     mask = (resize(mask.astype(np.float32), size) > 0.5) & inside
     return Cut(mask if mask.any() else inside, cut.separation, cut.fit)
 
 
-def _scaled(
-    picture: NDArray[np.uint8], box: FloatArray, side: int
+def scaled(
+    picture: NDArray[np.uint8], boxes: FloatArray, scale: float
 ) -> tuple[NDArray[np.uint8], FloatArray]:
-    """Picture and box, shrunk until the longer side of the box has no more than `side` pixels."""
+    """A picture and boxes (..., 4) in it at `scale` times the size, in whole pixels."""
     height, width = picture.shape[:2]
-    scale = min(1.0, side / _longer_side(box))
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
     factors = np.array([size[1] / width, size[0] / height] * 2, dtype=np.float32)
-    return resize(picture, size), box * factors
+    return resize(picture, size), boxes * factors
 
 
-def _longer_side(box: FloatArray) -> float:
+def longer_side(box: FloatArray) -> float:
+    """Of a box (4,), pixels."""
     return float(max(box[2] - box[0], box[3] - box[1]))
 
 

@@ -11,7 +11,7 @@ from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.errors import ShapeError
 from boxseg.files.pixels import cielab
-from boxseg.label.cut import Cut, cut_by_colors
+from boxseg.label.cut import Cut, cut_by_colors, longer_side, scaled
 from boxseg.label.quality import Evidence, expect_iou, expect_iou_of_clean, measure
 from boxseg.ops.pixels import (
     STEPS,
@@ -50,6 +50,8 @@ CUT = 3.0
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
 """GrabCut's mask is not trusted below the first value of either, and fully above the second of both; see `Cut`."""
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+"""Other boxes where there are none."""
 REACHED = 0.85
 """Every row and column of a box gets a pixel of at least this probability, as boxes are tight."""
 
@@ -73,7 +75,7 @@ def find_outline(
     image: NDArray[np.uint8],
     box: FloatArray,
     soft: FloatArray | None = None,
-    others: FloatArray | None = None,
+    others: FloatArray = NO_BOXES,
 ) -> Outline:
     """The best mask of a known box, at the resolution of the image.
 
@@ -87,7 +89,7 @@ def find_outline(
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
         others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not; the quality depends
-            on them, the mask does not. None: there are none.
+            on them, the mask does not.
 
     Raises:
         ShapeError: an argument has another shape or type.
@@ -101,16 +103,12 @@ def find_outline(
     cut = cut_by_colors(picture, box)
 
     # Everything else is computed with the box at one size, so that time and weights do not depend on the resolution.
-    side = float(max(box[2] - box[0], box[3] - box[1]))
-    scale = min(WORK_SIDE / side, MAX_ENLARGEMENT)
-    work_size = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
-    factors = [work_size[1] / size[1], work_size[0] / size[0]] * 2
-    work_box = box * np.array(factors, dtype=np.float32)
-    work_others = np.zeros((0, 4), dtype=np.float32)
-    if others is not None:
-        work_others = others * np.array(factors, dtype=np.float32)
+    scale = min(WORK_SIDE / longer_side(box), MAX_ENLARGEMENT)
+    work_picture, boxes = scaled(picture, np.concatenate([box[None], others]), scale)
+    work_box, work_others = boxes[0], boxes[1:]
+    work_size = work_picture.shape[:2]
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
-    lab = cielab(resize(picture, work_size))
+    lab = cielab(work_picture)
     color = sort_colors(lab)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
@@ -128,7 +126,7 @@ def _check(
     image: NDArray[np.uint8],
     box: FloatArray,
     soft: FloatArray | None,
-    others: FloatArray | None,
+    others: FloatArray,
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ShapeError(
@@ -138,7 +136,7 @@ def _check(
         raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
     if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
-    if others is not None and (others.ndim != 2 or others.shape[1] != 4):
+    if others.ndim != 2 or others.shape[1] != 4:
         raise ShapeError(f"others has shape {others.shape}; boxes (M, 4) are needed")
 
 

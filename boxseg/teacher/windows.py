@@ -83,7 +83,7 @@ def _plan_windows(box_index: list[Tensor], batch: Batch) -> list[list[WindowMask
     """The windows of each image, in groups of like size and still without masks; `box_index` (C,) of an image rises."""
     height, width = (side // MASK_STRIDE for side in batch.valid.shape[-2:])
     boxes = torch.cat(batch.boxes)
-    start, end = _box_windows(boxes, AROUND_PX, (height, width), multiple=WINDOW_MULTIPLE)
+    start, end = _box_windows(boxes, (height, width))
     num_boxes = [len(own) for own in batch.boxes]
     count = torch.cat(
         [count_per_box(own, total) for own, total in zip(box_index, num_boxes, strict=True)]
@@ -143,26 +143,23 @@ def _plan_image(
     return plan
 
 
-def _box_windows(
-    boxes: Tensor, margin: float, size: tuple[int, int], *, multiple: int
-) -> tuple[Tensor, Tensor]:
+def _box_windows(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The cells of stride 4 in and around boxes.
 
     Args:
         boxes: Float (N, 4), pixels.
-        margin: Pixels around each box.
-        size: (height, width) of the map in cells, multiples of `multiple`.
-        multiple: All results are multiples of this.
+        size: (height, width) of the map in cells, multiples of `WINDOW_MULTIPLE`.
 
     Returns:
-        First cells (row, column) and those after the last, int64 (N, 2); at least `multiple` cells high and wide.
+        First cells (row, column) and those after the last, int64 (N, 2), multiples of `WINDOW_MULTIPLE`; at least one
+        multiple high and wide.
     """
     limit = tensor_on(boxes.device, size)
-    step = MASK_STRIDE * multiple
-    first = ((boxes[:, :2] - margin) / step).floor().long().flip(1) * multiple
-    last = ((boxes[:, 2:] + 1 + margin) / step).ceil().long().flip(1) * multiple
-    first = torch.minimum(first.clamp(min=0), limit - multiple)
-    return first, torch.maximum(torch.minimum(last, limit), first + multiple)
+    step = MASK_STRIDE * WINDOW_MULTIPLE
+    first = ((boxes[:, :2] - AROUND_PX) / step).floor().long().flip(1) * WINDOW_MULTIPLE
+    last = ((boxes[:, 2:] + 1 + AROUND_PX) / step).ceil().long().flip(1) * WINDOW_MULTIPLE
+    first = torch.minimum(first.clamp(min=0), limit - WINDOW_MULTIPLE)
+    return first, torch.maximum(torch.minimum(last, limit), first + WINDOW_MULTIPLE)
 
 
 def _like_sized(
