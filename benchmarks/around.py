@@ -6,7 +6,6 @@ import json
 import statistics
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import torch
 
 from benchmarks.harness import Table, Times, ratio, take_turns, timed
 from benchmarks.scenario import CLASSES, Scenario, build, draw_ellipse, step_of, write_pictures
-from boxseg.config.method import CocoSource
+from boxseg.config.method import CocoSource, DataConfig, TrainConfig
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.images import read_image
 from boxseg.data.loader import TrainLoader
-from boxseg.data.transforms import random_size
 from boxseg.engine.train import Progress, save
 from boxseg.evaluation.ap import coco_scores, encode_detections
 from boxseg.model.postprocess import postprocess
@@ -39,10 +37,8 @@ def loading(folder: Path, images: int) -> Table:
     paths = [data.image_path(index) for index in range(images)]
     actions: dict[str, Any] = {"decode": lambda: drop(map(read_image, paths))}
     for side in sides:
-        shape = partial(random_size, short_sides=(side,), max_size=1333)
-        loader = TrainLoader(
-            data, shape=shape, flip=0.5, strong="strong", batch_size=2, seed=0, workers=0
-        )
+        train = TrainConfig(image_size=side, batch_size=2)
+        loader = TrainLoader(data, train, DataConfig(strong="strong"))
         found = [loader.read(step) for step in steps]
         actions[f"read {side}"] = lambda loader=loader: drop(map(loader.read, steps))
         actions[f"views {side}"] = lambda loader=loader, found=found: drop(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from boxseg.coco.classes import require_same_classes
 from boxseg.config.criterion import MASK_AP, Criterion
-from boxseg.config.method import BoxSegConfig, CocoSource, TrainConfig, as_steps
+from boxseg.config.method import BoxSegConfig, CocoSource, as_steps
 from boxseg.copy_paste.bank import BANKS
 from boxseg.data.dataset import CocoBoxes, load_boxes
 from boxseg.data.loader import TrainLoader
 from boxseg.data.toy import ensure_toy
-from boxseg.data.transforms import Shape, random_size
-from boxseg.data.windows import random_window
 from boxseg.engine.distributed import is_distributed, rank, world_size
 from boxseg.engine.events import Reporter
 from boxseg.engine.optim import build_optimizer
@@ -102,30 +99,16 @@ def build_trainer(
         bank=BANKS[config.pc.bank](config.pc.bank_size) if config.pc.on else None,
         loader=TrainLoader(
             train_data,
-            shape=view_shape(config.train),
-            late_shape=view_shape(config.train.closest),
-            late_from=round(config.train.closer_from * config.train.steps),
-            flip=config.data.flip,
-            strong=config.data.strong,
-            # The setting counts the images of all processes together.
-            batch_size=config.train.batch_size // world_size(),
-            seed=config.train.seed,
+            config.train,
+            config.data,
             rank=rank(),
             world_size=world_size(),
-            workers=config.data.loader_workers,
             device=device,
         ),
         train_data=train_data,
         val_data=val_data,
         device=torch.device(device),
     )
-
-
-def view_shape(train: TrainConfig) -> Shape:
-    """Makes the training view of an image: a window around an object if `train.window` asks for it."""
-    if train.window is None:
-        return partial(random_size, short_sides=train.short_sides, max_size=train.max_size)
-    return partial(random_window, side=train.window, object_size=train.object_size)
 
 
 def build_datasets(config: BoxSegConfig, data_root: Path) -> tuple[CocoBoxes, CocoBoxes]:
@@ -159,13 +142,9 @@ def build_network(
 ) -> MaskNetwork:
     """The network in training mode, on the CPU; `weights` overrides `model.weights`."""
     model = config.model
-    backbone = build_backbone(
-        name=model.backbone,
-        weights=model.weights if weights is None else weights,
-        frozen_stages=model.frozen_stages,
-        norm=model.norm,
-    )
-    return build_condinst(config, backbone, num_classes)
+    if weights is not None:
+        model = model.model_copy(update={"weights": weights})
+    return build_condinst(config, build_backbone(model), num_classes)
 
 
 def check_start(config: BoxSegConfig, path: Path) -> None:

@@ -16,8 +16,7 @@ from benchmarks.around import PICTURE
 from benchmarks.gpu.place import NEEDS_GPU, Place, attempt
 from benchmarks.harness import Table
 from benchmarks.scenario import Scenario, build, write_pictures
-from boxseg.build import view_shape
-from boxseg.config.method import CocoSource
+from boxseg.config.method import CocoSource, DataConfig
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.images import read_image
 from boxseg.data.loader import TrainLoader
@@ -73,16 +72,9 @@ def _views(place: Place, source: dict[str, Path], workers: int) -> float:
     """Images per second of the loader alone, once its processes have started."""
     config = Scenario(_side(place)).settings("full")
     data = CocoBoxes(CocoSource(**source), train=True)
-    loader = TrainLoader(
-        data,
-        shape=view_shape(config.train),
-        flip=0.5,
-        strong="strong",
-        batch_size=BATCH if place.has_gpu else 2,
-        seed=0,
-        workers=workers,
-        device=place.device,
-    )
+    train = config.train.model_copy(update={"batch_size": BATCH if place.has_gpu else 2})
+    views = DataConfig(strong="strong", loader_workers=workers)
+    loader = TrainLoader(data, train, views, device=place.device)
     first, counted = (2 * max(workers, 1), 48) if place.has_gpu else (1, 2)
     batches = loader.batches(0, first + counted)
     for _ in islice(batches, first):

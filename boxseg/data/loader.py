@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from boxseg.data.colors import Strong, add_strong_view
+from boxseg.config.method import DataConfig, TrainConfig
+from boxseg.data.colors import add_strong_view
 from boxseg.data.dataset import CocoBoxes
-from boxseg.data.transforms import Shape, View, make_view, resize_only
+from boxseg.data.transforms import Shape, View, make_view, random_size, resize_only
+from boxseg.data.windows import random_window
 from boxseg.errors import DataError
 from boxseg.ops.images import pad_images
 from boxseg.ops.neighbours import sample_cells
-from boxseg.structures import MASK_STRIDE, Batch, DrawnMasks
+from boxseg.structures import MASK_STRIDE, Batch, DrawnMasks, Sample
 
 ORDER_STREAM, VIEW_STREAM = 0, 1
 """Keep the numbers that shuffle apart from those that augment."""
@@ -43,16 +45,11 @@ class TrainLoader:
 
     Args:
         dataset: Images and boxes.
-        shape: What makes a view of an image: its size, or a window of it.
-        flip: Probability of a horizontal flip.
-        strong: Colour changes of the strong view.
-        batch_size: Images per step of this rank.
-        seed: Seed of order and views.
-        workers: Processes that read images; 0 reads in the calling one.
-        late_shape: Makes the views from step `late_from` on; None: `shape` makes all.
-        late_from: See `late_shape`.
+        train: What the views are, whole images or windows, and how they change towards the end; images of the global
+            batch, and seed of order and views.
+        data: Flips and colours of the views, and the processes that read images; 0 reads in the calling one.
         rank: Which share of the global batch is this process's.
-        world_size: Number of processes; the global batch has `batch_size * world_size` images.
+        world_size: Number of processes that share it.
         device: Where batches are wanted, and strong views are made.
 
     Raises:
@@ -62,15 +59,9 @@ class TrainLoader:
     def __init__(
         self,
         dataset: CocoBoxes,
+        train: TrainConfig,
+        data: DataConfig,
         *,
-        shape: Shape,
-        flip: float,
-        strong: Strong,
-        batch_size: int,
-        seed: int,
-        workers: int,
-        late_shape: Shape | None = None,
-        late_from: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
@@ -79,17 +70,17 @@ class TrainLoader:
             raise DataError(
                 f"{dataset.source.annotations}: no image has a box; training needs at least one"
             )
-        self.workers = workers
+        self._workers = data.loader_workers
         self._dataset = dataset
-        self._make_view = partial(make_view, flip=flip, strong=strong)
-        self._shape = shape
-        self._late_shape = late_shape or shape
-        self._late_from = late_from
+        self._make_view = partial(make_view, flip=data.flip, strong=data.strong)
+        self._shape = view_shape(train)
+        self._late_shape = view_shape(train.closest)
+        self._late_from = round(train.closer_from * train.steps)
+        self._batch_size = train.batch_size // world_size
         self._order = ImageOrder(
-            dataset.sizes, seed=seed, global_batch_size=batch_size * world_size
+            dataset.sizes, seed=train.seed, global_batch_size=self._batch_size * world_size
         )
-        self._batch_size = batch_size
-        self._seed = seed
+        self._seed = train.seed
         self._rank = rank
         self._device = torch.device(device)
 
@@ -100,7 +91,7 @@ class TrainLoader:
             DataError: an image cannot be read; names file and id.
         """
         wanted = range(start_step, start_step + steps)
-        yield from map(self.finish, _load(self.read, wanted, self.workers))
+        yield from map(self.finish, _load(self.read, wanted, self._workers))
 
     def read(self, step: int) -> list[View]:
         """What loader processes do for one step."""
@@ -122,6 +113,13 @@ class TrainLoader:
         generator = torch.Generator().manual_seed(seed)
         sample = self._dataset[self._order(position)]
         return self._make_view(sample, shape=shape, generator=generator)
+
+
+def view_shape(train: TrainConfig) -> Shape:
+    """Makes the training view of an image: a window around an object if `train.window` asks for it."""
+    if train.window is None:
+        return partial(random_size, short_sides=train.short_sides, max_size=train.max_size)
+    return partial(random_window, side=train.window, object_size=train.object_size)
 
 
 class ImageOrder:
@@ -176,9 +174,8 @@ class ImageOrder:
 def eval_batches(
     dataset: CocoBoxes,
     indices: Sequence[int],
+    train: TrainConfig,
     *,
-    short_side: int,
-    max_size: int,
     batch_size: int,
     workers: int,
     device: torch.device | str = "cpu",
@@ -191,8 +188,7 @@ def eval_batches(
     Args:
         dataset: Images and boxes.
         indices: The images, by their position in the data set.
-        short_side: What their short sides become [px].
-        max_size: Limit of their long sides [px].
+        train: `eval_short_side` and `max_size` count.
         batch_size: Images of a batch.
         workers: Processes that read images; 0 reads in the calling one.
         device: Where batches are wanted.
@@ -202,16 +198,16 @@ def eval_batches(
     """
     starts = range(0, len(indices), batch_size)
     parts = [indices[start : start + batch_size] for start in starts]
-    read = partial(_read_eval_views, dataset, parts, short_side=short_side, max_size=max_size)
+    resize = partial(resize_only, short_side=train.eval_short_side, max_size=train.max_size)
+    read = partial(_read_eval_views, dataset, parts, resize)
     views = _load(read, range(len(parts)), workers)
     return map(partial(collate, device=device), views)
 
 
 def _read_eval_views(
-    dataset: CocoBoxes, parts: list[Sequence[int]], number: int, *, short_side: int, max_size: int
+    dataset: CocoBoxes, parts: list[Sequence[int]], resize: Callable[[Sample], View], number: int
 ) -> list[View]:
-    samples = (dataset[index] for index in parts[number])
-    return [resize_only(sample, short_side=short_side, max_size=max_size) for sample in samples]
+    return [resize(dataset[index]) for index in parts[number]]
 
 
 def collate(

@@ -121,8 +121,7 @@ def _evaluate_network(
     batches = eval_batches(
         data,
         list(range(rank(), count, world_size())),
-        short_side=config.train.eval_short_side,
-        max_size=config.train.max_size,
+        config.train,
         batch_size=batch_size,
         workers=config.data.loader_workers,
         device=trainer.device,

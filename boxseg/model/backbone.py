@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from boxseg.config.method import ModelConfig
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.vit import PlainVit, is_plain_vit
 from boxseg.model.weights import (
@@ -87,24 +88,20 @@ class Backbone(nn.Module):
         self.train(self.training)
 
 
-def build_backbone(
-    *, name: str, weights: str, frozen_stages: int | None, norm: Literal["auto", "frozen", "batch"]
-) -> Backbone:
+def build_backbone(settings: ModelConfig) -> Backbone:
     """The backbone with its weights loaded and its frozen parts frozen.
 
     Args:
-        name: A key of BACKBONES, or `timm/NAME`.
-        weights: `auto` (ImageNet weights where they can be had, else random with a warning), `imagenet` (or fail),
-            `none` (random), or the path of a state dict.
-        frozen_stages: Stages that do not learn; None: 2 with loaded weights, else 0.
-        norm: `frozen` batch norms, or `batch` statistics; `auto`: frozen with loaded weights, else batch.
+        settings: `backbone`, `weights`, `frozen_stages` and `norm` count.
 
     Raises:
         ConfigError: the name is unknown, or the network has no maps of strides 8, 16 and 32.
         DataError: the weights cannot be loaded or do not fit.
     """
-    backbone, is_loaded = _build_with_weights(name, weights)
-    stages = (2 if is_loaded else 0) if frozen_stages is None else frozen_stages
+    backbone, is_loaded = _build_with_weights(settings.backbone, settings.weights)
+    stages, norm = settings.frozen_stages, settings.norm
+    if stages is None:
+        stages = 2 if is_loaded else 0
     backbone.freeze(stages=stages, norms=norm == "frozen" or (norm == "auto" and is_loaded))
     return backbone
 

@@ -62,28 +62,15 @@ class CondInst(PyramidNetwork):
         self.detection_loss = detection_loss
         self.fcos = fcos
         self.max_per_image = cond.max_per_image
-        self.mask_branch = MaskBranch(
-            channels=model.channels,
-            width=cond.branch_channels,
-            convs=cond.branch_convs,
-            features=cond.features,
-        )
+        self.mask_branch = MaskBranch(model.channels, cond)
         self.mask_head = DynamicMaskHead(
             features=cond.features,
             channels=cond.channels,
             layers=cond.layers,
             reach=(*fcos.sizes, 2 * fcos.sizes[-1]),
         )
-        self.head = FcosHead(
-            channels=model.channels,
-            num_classes=num_classes,
-            num_params=self.mask_head.num_params,
-            tower_convs=model.tower_convs,
-            norm_groups=model.norm_groups,
-            tower_std=fcos.tower_std,
-            start_distance=fcos.start_distance,
-            num_levels=len(PYRAMID_STRIDES),
-        )
+        num_params = self.mask_head.num_params
+        self.head = FcosHead(model, fcos, num_classes=num_classes, num_params=num_params)
 
     def forward(self, images: Tensor, valid: Tensor) -> Predictions:
         """Dense predictions for a batch, float32, all levels together; arguments as for `pyramid_maps`."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boxseg.config.method import FcosConfig, ModelConfig
+
 PRIOR = 0.01
 """Class probability that the untrained head gives."""
 
@@ -21,45 +23,38 @@ class FcosHead(nn.Module):
 
     def __init__(
         self,
+        model: ModelConfig,
+        fcos: FcosConfig,
         *,
-        channels: int,
         num_classes: int,
         num_params: int,
-        tower_convs: int,
-        num_levels: int,
-        norm_groups: int | None,
-        tower_std: float,
-        start_distance: float,
     ) -> None:
         """
         Args:
-            channels: Channels of all pyramid levels, a multiple of 4.
+            model: `channels`, `tower_convs` and `norm_groups` count.
+            fcos: `tower_std` and `start_distance` count, and the number of `sizes`, one less than of levels.
             num_classes: K.
             num_params: P, parameters of the dynamic mask head.
-            tower_convs: 3x3 convolutions in each tower.
-            num_levels: Levels of the pyramid; each has its own scale for distances.
-            norm_groups: Groups of the group norms, a divisor of `channels`; None: as many as `num_groups` says.
-            tower_std: Spread of the towers' weights at the start.
-            start_distance: Distances that the head gives at the start, in strides.
         """
         super().__init__()
-        groups = num_groups(channels) if norm_groups is None else norm_groups
-        self.class_tower = _build_tower(channels, tower_convs, groups)
-        self.box_tower = _build_tower(channels, tower_convs, groups)
+        channels, convs = model.channels, model.tower_convs
+        groups = num_groups(channels) if model.norm_groups is None else model.norm_groups
+        self.class_tower = _build_tower(channels, convs, groups)
+        self.box_tower = _build_tower(channels, convs, groups)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.controller = nn.Conv2d(channels, num_params, 3, padding=1)
-        self.scales = nn.Parameter(torch.ones(num_levels))
+        self.scales = nn.Parameter(torch.ones(len(fcos.sizes) + 1))
         for layer in (*self.class_tower, *self.box_tower):
             if isinstance(layer, nn.Conv2d):
-                _draw(layer, std=tower_std)
+                _draw(layer, std=fcos.tower_std)
         # Narrow networks start with outputs as spread as at 256 channels: the dynamic head hardly learns from
         # parameters near 0.
         output_std = 0.01 * math.sqrt(256 / channels)
         # The logit of PRIOR. Nearly all locations are background, and would begin with a huge loss at one half.
         _draw(self.class_logits, std=output_std, bias=-math.log((1 - PRIOR) / PRIOR))
-        _draw(self.distances, std=output_std, bias=start_distance)
+        _draw(self.distances, std=output_std, bias=fcos.start_distance)
         _draw(self.centerness, std=output_std)
         _draw(self.controller, std=output_std)
 

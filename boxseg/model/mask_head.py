@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boxseg.config.method import CondConfig
 from boxseg.errors import ShapeError
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.structures import Windows
@@ -23,18 +24,17 @@ class MaskBranch(nn.Module):
     Source: CondInst (arXiv 2003.05664); `docs/method.md#mask-head`.
     """
 
-    def __init__(self, *, channels: int, width: int, convs: int, features: int) -> None:
+    def __init__(self, channels: int, settings: CondConfig) -> None:
         """
         Args:
             channels: Channels of the pyramid.
-            width: Channels inside the branch.
-            convs: 3x3 convolutions after the levels are summed.
-            features: F, channels of the result.
+            settings: `branch_channels`, `branch_convs` and `features` count.
         """
         super().__init__()
+        width, convs = settings.branch_channels, settings.branch_convs
         self.refine = nn.ModuleList(_conv_block(channels, width) for _ in range(3))
         self.tower = nn.Sequential(*(_conv_block(width, width) for _ in range(convs)))
-        self.output = nn.Conv2d(width, features, 1)
+        self.output = nn.Conv2d(width, settings.features, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Levels P3, P4, P5, each (B, channels, h, w) -> mask features (B, F, H/8, W/8)."""

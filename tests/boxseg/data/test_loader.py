@@ -2,16 +2,15 @@ import itertools
 import pickle
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from boxseg.config.method import CocoSource
+from boxseg.config.method import CocoSource, DataConfig, TrainConfig
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.loader import ImageOrder, TrainLoader, collate, eval_batches
-from boxseg.data.transforms import View, random_size
+from boxseg.data.transforms import View
 from boxseg.errors import DataError
 from boxseg.structures import DrawnMasks
 
@@ -21,13 +20,10 @@ def dataset(toy):
     return CocoBoxes(toy[0], train=True)
 
 
-def loader(dataset, **changes):
-    sizes = {
-        name: changes.pop(name, default)
-        for name, default in (("short_sides", [64, 80]), ("max_size", 200))
-    }
-    options = {"flip": 0.5, "strong": "strong", "batch_size": 4, "seed": 0, "workers": 0}
-    return TrainLoader(dataset, shape=partial(random_size, **sizes), **(options | changes))
+def loader(dataset, *, workers=0, strong="strong", rank=0, world_size=1, **changes):
+    train = {"image_size": (64, 80), "max_size": 200, "batch_size": 4} | changes
+    data = DataConfig(strong=strong, loader_workers=workers)
+    return TrainLoader(dataset, TrainConfig(**train), data, rank=rank, world_size=world_size)
 
 
 def same(first, second):
@@ -83,19 +79,21 @@ def test_starting_at_a_step_gives_what_a_run_from_the_start_gives(dataset):
 
 
 def test_late_views_have_another_shape_for_any_first_step_of_a_run(dataset):
-    late = partial(random_size, short_sides=[96], max_size=200)
-    mixed = list(loader(dataset, late_shape=late, late_from=3).batches(0, 5))
-    early = loader(dataset).batches(0, 3)
+    windows = {"window": 64, "object_size": (48.0, 64.0)}
+    closer = windows | {"closer": 1.5, "closer_from": 0.6, "steps": 5}
+    mixed = list(loader(dataset, **closer).batches(0, 5))
+    early = loader(dataset, **windows).batches(0, 3)
     assert all(same(a, b) for a, b in zip(mixed[:3], early, strict=True))
-    sizes = [min(size) for batch in mixed[3:] for size in batch.sizes]
-    assert sizes == [96] * 8
-    (resumed,) = loader(dataset, late_shape=late, late_from=3).batches(4, 1)
+    sizes = [max(size) for batch in mixed for size in batch.sizes]
+    assert max(sizes[:12]) <= 64
+    assert min(sizes[12:]) > 90
+    (resumed,) = loader(dataset, **closer).batches(4, 1)
     assert same(mixed[4], resumed)
 
 
 def test_ranks_share_the_batch_of_a_single_worker(dataset):
     alone = list(loader(dataset, batch_size=8, strong="strongv2").batches(0, 7))
-    options = {"batch_size": 4, "world_size": 2, "strong": "strongv2"}
+    options = {"batch_size": 8, "world_size": 2, "strong": "strongv2"}
     ranks = [list(loader(dataset, rank=rank, **options).batches(0, 7)) for rank in (0, 1)]
     for step, batch in enumerate(alone):
         parts = [ranks[0][step], ranks[1][step]]
@@ -127,7 +125,7 @@ def test_every_image_comes_once_per_epoch_in_a_new_order(dataset):
 
 
 def test_images_arrive_in_planes_and_padding_stays_black_in_both_views(dataset):
-    for batch in loader(dataset, short_sides=[50]).batches(0, 4):
+    for batch in loader(dataset, image_size=50).batches(0, 4):
         assert batch.weak.is_contiguous()
         assert batch.strong.is_contiguous()
         for image in (batch.weak, batch.strong):
@@ -234,7 +232,9 @@ def test_evaluation_reads_the_given_images_in_order(toy):
     dataset = CocoBoxes(toy[1], train=False)
     indices = [7, 2, 5]
     batches = list(
-        eval_batches(dataset, indices, short_side=96, max_size=500, batch_size=2, workers=0)
+        eval_batches(
+            dataset, indices, TrainConfig(image_size=96, max_size=500), batch_size=2, workers=0
+        )
     )
     assert [batch.image_ids for batch in batches] == [
         [dataset.image_id(7), dataset.image_id(2)],
@@ -251,17 +251,17 @@ def test_evaluation_works_with_loader_processes_images_without_boxes_and_no_imag
 ):
     content["annotations"] = content["annotations"][:1]
     dataset = CocoBoxes(write_source(content), train=False)
-    options = {"short_side": 40, "max_size": 100, "batch_size": 2}
-    (batch,) = eval_batches(dataset, [0, 1], workers=1, **options)
+    train = TrainConfig(image_size=40, max_size=100)
+    (batch,) = eval_batches(dataset, [0, 1], train, batch_size=2, workers=1)
     assert [len(boxes) for boxes in batch.boxes] == [1, 0]
     assert batch.weak.shape == (2, 3, 64, 64)
-    assert list(eval_batches(dataset, [], workers=0, **options)) == []
+    assert list(eval_batches(dataset, [], train, batch_size=2, workers=0)) == []
 
 
 def test_training_on_the_real_sets_reads(real_set):
     path = real_set / "annotations" / "train_boxes.json"
     dataset = CocoBoxes(CocoSource(images=real_set / "images", annotations=path), train=True)
-    batch = next(loader(dataset, short_sides=[128], max_size=256, batch_size=4).batches(0, 1))
+    batch = next(loader(dataset, image_size=128, max_size=256, batch_size=4).batches(0, 1))
     for boxes, (h, w) in zip(batch.boxes, batch.sizes, strict=True):
         assert len(boxes) > 0
         assert (boxes >= 0).all()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from boxseg.config.method import ModelConfig
 from boxseg.errors import ConfigError, DataError
 from boxseg.model.backbone import BACKBONES, Backbone, build_backbone, build_pyramid
 
 
 def build(name="resnet18", weights="none", frozen_stages=None, norm="auto") -> Backbone:
-    return build_backbone(name=name, weights=weights, frozen_stages=frozen_stages, norm=norm)
+    settings = {"backbone": name, "weights": weights, "frozen_stages": frozen_stages, "norm": norm}
+    return build_backbone(ModelConfig(**settings))
 
 
 @pytest.fixture

@@ -14,14 +14,19 @@ from boxseg.model.condinst import CondInst
 
 def build(norm="auto", frozen_stages=None) -> CondInst:
     torch.manual_seed(0)
-    backbone = build_backbone(
-        name="resnet18", weights="none", frozen_stages=frozen_stages, norm=norm
+    model = ModelConfig(
+        backbone="resnet18",
+        weights="none",
+        frozen_stages=frozen_stages,
+        norm=norm,
+        channels=16,
+        tower_convs=1,
     )
     return CondInst(
         num_classes=3,
-        backbone=backbone,
+        backbone=build_backbone(model),
         detection_loss=detection_losses,
-        model=ModelConfig(channels=16, tower_convs=1),
+        model=model,
         cond=CondConfig(branch_channels=16, branch_convs=1),
         fcos=FcosConfig(),
     )

@@ -3,22 +3,13 @@
 import pytest
 import torch
 
+from boxseg.config.method import FcosConfig, ModelConfig
 from boxseg.model.fcos import FcosHead, grid_locations, make_locations, make_patches, num_groups
 
-UNTRAINED = {
-    "channels": 64,
-    "num_classes": 3,
-    "num_params": 5,
-    "tower_convs": 2,
-    "num_levels": 1,
-    "norm_groups": None,
-    "tower_std": 0.01,
-    "start_distance": 0.0,
-}
 
-
-def make_head(**changes) -> FcosHead:
-    return FcosHead(**UNTRAINED | changes)
+def make_head(*, num_classes=3, fcos=None, **model) -> FcosHead:
+    settings = ModelConfig(**({"channels": 64, "tower_convs": 2} | model))
+    return FcosHead(settings, fcos or FcosConfig(), num_classes=num_classes, num_params=5)
 
 
 def test_locations_of_a_stride_8_map_are_the_worked_ones():
@@ -42,7 +33,7 @@ def test_locations_of_all_levels_come_finest_first():
 
 
 def test_outputs_are_flat_in_the_order_of_the_locations():
-    head = make_head(channels=8, tower_convs=0, num_levels=2)
+    head = make_head(channels=8, tower_convs=0)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
     class_logits, distances, centerness, padded = head(maps)
     assert (class_logits.shape, distances.shape) == ((2, 30, 3), (2, 30, 4))
@@ -51,7 +42,7 @@ def test_outputs_are_flat_in_the_order_of_the_locations():
 
 
 def test_the_controller_at_chosen_locations_equals_its_convolution():
-    head = make_head(channels=8, tower_convs=1, num_levels=2)
+    head = make_head(channels=8, tower_convs=1)
     maps = [torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)]
     everywhere = torch.cat(
         [head.controller(head.box_tower(each)).flatten(2).transpose(1, 2) for each in maps], dim=1
@@ -65,10 +56,10 @@ def test_the_controller_at_chosen_locations_equals_its_convolution():
 
 
 def test_each_level_scales_its_own_distances_which_are_never_negative():
-    head = make_head(channels=8, tower_convs=1, num_levels=2)
+    head = make_head(channels=8, tower_convs=1)
     same = torch.randn(1, 8, 4, 4)
     with torch.no_grad():
-        head.scales.copy_(torch.tensor([1.0, 3.0]))
+        head.scales[1] = 3.0
         distances = head([same, same])[1]
     assert (distances >= 0).all()
     assert (distances > 0).any()
@@ -100,7 +91,7 @@ def test_the_untrained_head_gives_the_distance_that_it_starts_at():
     maps = [torch.randn(1, 64, 8, 8)]
     means = []
     for start in (0.0, 4.0):
-        head = make_head(start_distance=start)
+        head = make_head(fcos=FcosConfig(start_distance=start))
         means.append(head(maps)[1].mean().item())
     assert means[0] < 0.5
     assert means[1] == pytest.approx(4.0, abs=0.1)
@@ -111,7 +102,7 @@ def test_wider_towers_give_the_same_outputs_and_turn_less_in_an_update_of_adamw(
     outputs, turns = [], []
     for std in (0.01, 0.06):
         torch.manual_seed(1)
-        head = make_head(tower_std=std)
+        head = make_head(fcos=FcosConfig(tower_std=std))
         outputs.append(head(maps)[1])
         weights = head.box_tower[0].weight
         before = weights.detach().clone()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from boxseg.build import build_network
-from boxseg.config.method import BoxSegConfig
+from boxseg.config.method import BoxSegConfig, CondConfig
 from boxseg.errors import ShapeError
 from boxseg.model.mask_head import DynamicMaskHead, MaskBranch, with_coordinates
 from boxseg.ops.masks import aligned_bilinear
@@ -135,7 +135,7 @@ def test_parameters_of_another_head_are_refused():
 
 
 def test_mask_branch_works_at_the_finest_level():
-    branch = MaskBranch(channels=8, width=12, convs=2, features=5)
+    branch = MaskBranch(8, CondConfig(branch_channels=12, branch_convs=2, features=5))
     maps = [torch.randn(2, 8, 12, 16), torch.randn(2, 8, 6, 8), torch.randn(2, 8, 3, 4)]
     assert branch(maps).shape == (2, 5, 12, 16)
     without_coarse = branch([maps[0], maps[1], torch.zeros_like(maps[2])])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from boxseg.build import build_trainer
+from boxseg.config.method import ModelConfig
 from boxseg.engine.train import optimise
 from boxseg.model.backbone import build_backbone
 from boxseg.model.vit import PlainVit, is_plain_vit
@@ -50,8 +51,8 @@ def test_every_part_learns_from_random_weights(vits, name):
 
 def test_a_network_with_loaded_weights_is_frozen_by_default(vits, tmp_path):
     torch.save(vits[DINO_V3].vit.state_dict(), tmp_path / "vit.pt")
-    options = {"name": f"timm/{DINO_V3}", "weights": str(tmp_path / "vit.pt"), "norm": "auto"}
-    frozen = build_backbone(frozen_stages=None, **options)
+    loaded = ModelConfig(backbone=f"timm/{DINO_V3}", weights=str(tmp_path / "vit.pt"))
+    frozen = build_backbone(loaded)
     torch.testing.assert_close(
         frozen.extractor.vit.state_dict(), vits[DINO_V3].vit.state_dict(), rtol=0, atol=0
     )
@@ -60,7 +61,7 @@ def test_a_network_with_loaded_weights_is_frozen_by_default(vits, tmp_path):
     maps = frozen(torch.randn(1, 3, 64, 64))
     # nothing is kept to go back through it
     assert [item.requires_grad for item in maps] == [True, False, False]
-    tuned = build_backbone(frozen_stages=0, **options)
+    tuned = build_backbone(loaded.model_copy(update={"frozen_stages": 0}))
     assert all(value.requires_grad for value in tuned.parameters())
 
 
