@@ -27,6 +27,7 @@ from boxseg.errors import CheckpointError, CollapseError, NonFiniteLossError
 from boxseg.evaluation.validate import validate
 from boxseg.structures import Batch
 
+NON_FINITE_ADVICE = "Lower solver.lr, lengthen solver.warmup or set train.clip_norm; the last checkpoint is untouched"
 TIMES = 1000
 """`EvalReport.step_s` is the median over this many last updates, so that a slow start soon counts for little."""
 
@@ -70,7 +71,7 @@ def train(
 
     Raises:
         CheckpointError: the weights to start from are missing, damaged, or of another network.
-        NonFiniteLossError: a loss became NaN or infinite; names the terms and the images.
+        NonFiniteLossError: a loss became NaN or infinite, or weights did before they were saved.
     """
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -200,9 +201,17 @@ def guard_finite(output: StepOutput, image_ids: list[int], step: int) -> None:
     terms = [name for name, value in output.metrics.items() if not bool(torch.isfinite(value))]
     raise NonFiniteLossError(
         f"step {step}: the loss is {float(output.loss.detach())}; terms {', '.join(terms) or 'unknown'}; "
-        f"images {image_ids}. Lower solver.lr, lengthen solver.warmup or set train.clip_norm; "
-        "the last checkpoint is untouched"
+        f"images {image_ids}. {NON_FINITE_ADVICE}"
     )
+
+
+def guard_weights(student: nn.Module, done: int) -> None:
+    """Keep weights that are not finite out of checkpoints: a finite loss can have a gradient that is not."""
+    sound = torch.stack([weights.detach().isfinite().all() for weights in student.parameters()])
+    if not bool(sound.all()):
+        raise NonFiniteLossError(
+            f"step {done}: weights are not finite after the update. {NON_FINITE_ADVICE}"
+        )
 
 
 def due_steps(steps: int, every: float) -> set[int]:
@@ -276,7 +285,12 @@ def average_statistics(trainer: Trainer) -> None:
 
 
 def save(trainer: Trainer, checkpoints: Path, progress: Progress) -> Path:
-    """Save the state of all ranks as a checkpoint; rank 0 writes the files, the others wait."""
+    """Save the state of all ranks as a checkpoint; rank 0 writes the files, the others wait.
+
+    Raises:
+        NonFiniteLossError: weights are not finite; nothing is written.
+    """
+    guard_weights(trainer.student, progress.step)
     average_statistics(trainer)
     # All ranks take part, also those that write nothing.
     states = gather_objects(trainer.rank_state())

@@ -238,6 +238,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(run, tmp_p
         run(tmp_path, solver={"lr": 1e30}, train={"clip_norm": None})
 
 
+def test_weights_that_are_not_finite_after_a_finite_loss_are_not_saved(run, tmp_path, monkeypatch):
+    """The third step is evaluated and saved, before another loss could show what the weights have become."""
+
+    def lose(trainer, batch, step):
+        metrics = optimise(trainer, batch, step)
+        if step == 2:
+            next(trainer.student.parameters()).data.fill_(math.nan)
+        return metrics
+
+    monkeypatch.setattr("boxseg.engine.train.optimise", lose)
+    with pytest.raises(NonFiniteLossError, match="step 3: weights are not finite"):
+        run(tmp_path, train={"save_every": 1})
+    assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 2
+
+
 @pytest.mark.parametrize("method", ["boxinst", "full"])
 def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(
     run, tmp_path, monkeypatch, method
