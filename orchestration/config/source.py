@@ -28,6 +28,9 @@ _PATHS = (
 )
 """Settings that are paths; `model.start_from` can name a run as well."""
 
+SQLITE = "sqlite:///"
+"""What addresses of SQLite files begin with; the path behind it is relative without one more slash."""
+
 STATE_DICTS = (".safetensors", ".pt", ".pth")
 """Endings of files that `model.start_from` takes."""
 
@@ -273,6 +276,8 @@ class _Reader(yaml.SafeLoader):
         if secret := find_secret(value):
             raise ConfigError(f"{place}: {name}: {secret}; {ENVIRONMENT}")
         setting = _setting_name(path)
+        if setting == "tracking.uri" and re.match(rf"{SQLITE}[^/:]", value):
+            return SQLITE + self._absolute(value.removeprefix(SQLITE), f"{place}: {name}")
         is_path = setting in _PATHS and not (setting == "model.start_from" and names_run(value))
         return self._absolute(value, f"{place}: {name}") if is_path else value
 

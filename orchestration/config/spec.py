@@ -236,7 +236,7 @@ class TrackingConfig(Config):
     """Where MLflow keeps runs."""
 
     uri: str | None = None
-    """MLflow tracking URI; null: an SQLite file under `storage`."""
+    """MLflow tracking URI, of a server or a database (`sqlite:///PATH`); null: an SQLite file under `storage`."""
     log_model: bool = True
     """Log the best network of a run or sweep as a model that `mlflow models predict` runs on images."""
     register_as: str | None = Field(None, min_length=1)

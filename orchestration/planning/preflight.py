@@ -43,7 +43,7 @@ def check(spec: RunSpec) -> None:
     Raises:
         ResourceError: more workers, CPU cores or GPUs than there are, or a full disk.
         ConfigError: a file that a setting names is missing, the storage cannot be written, a cluster's address is that
-            of its dashboard, or `notify` cannot work.
+            of its dashboard, or `notify` or `tracking` cannot work.
         DataError: a data set has fatal faults.
     """
     for fault in find_faults(spec):
@@ -55,6 +55,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
     for look in (
         _check_address,
         _check_notify,
+        _check_tracking,
         _check_room,
         lambda spec: check_storage(spec.storage),
         _check_weights,
@@ -138,6 +139,18 @@ def _check_notify(spec: RunSpec) -> None:
         raise ConfigError(
             f"notify.command: {command[0]} is no program on the PATH; give the whole path of one, or leave "
             "notify.command out"
+        )
+
+
+def _check_tracking(spec: RunSpec) -> None:
+    """Refuse what MLflow never takes, such as a server without `http://`: it would be asked in vain until the end."""
+    uri = spec.tracking.uri or ""
+    is_address = "://" in uri and not uri.startswith("file:")
+    is_known = is_address or uri.startswith(("databricks", "uc", "arn:"))
+    if uri and not is_known and not os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        raise ConfigError(
+            f"tracking.uri: {uri} is no address of a server (http://HOST:5000) or database (sqlite:////PATH/mlflow.db, "
+            "postgresql://…), and MLflow keeps no runs in folders; null is a database under storage"
         )
 
 
@@ -304,11 +317,15 @@ def _check_lengths(spec: RunSpec) -> None:
 
 
 def _check_timm_name(spec: RunSpec) -> None:
-    """Check a name of timm, which has to be loaded for that: so this comes after the settings were checked."""
-    if spec.model.backbone.startswith("timm/"):
-        from boxseg.model.backbone import check_timm_name
+    """Check names of timm, which has to be loaded for that: so this comes after the settings were checked."""
+    names = [spec.model.backbone]
+    if isinstance(spec, SweepSpec):
+        names += possible_values(spec.sweep.space, "model.backbone")
+    for name in names:
+        if name.startswith("timm/"):
+            from boxseg.model.backbone import check_timm_name
 
-        check_timm_name(spec.model.backbone)
+            check_timm_name(name)
 
 
 def _require_usable(source: CocoSource, *, training: bool, use_masks: bool = False) -> list[Fault]:
@@ -329,21 +346,29 @@ def _check_train_data(spec: RunSpec) -> None:
 
 
 def _check_classes(spec: RunSpec) -> None:
-    """Whether both annotation files list the same classes."""
+    """Whether training and validation data list the same classes."""
     train, val = spec.data.train, spec.data.val
-    if not isinstance(train, CocoSource) or not isinstance(val, CocoSource) or train == val:
+    if train == val:
         return
     try:
-        of_train, of_val = (
-            [
-                (each["id"], each["name"])
-                for each in read_well_formed(path, whole=False)["categories"]
-            ]
-            for path in (train.annotations, val.annotations)
-        )
+        of_train, of_val = (_list_classes(source, spec) for source in (train, val))
     except DataError:
         return  # it is among the faults
-    require_same_classes(train.annotations, of_train, val.annotations, of_val)
+    if isinstance(train, CocoSource) and isinstance(val, CocoSource):
+        require_same_classes(train.annotations, of_train, val.annotations, of_val)
+    elif sorted(of_train) != sorted(of_val):
+        own, drawn = ("train", "val") if val == "toy" else ("val", "train")
+        raise ConfigError(
+            f"data.{drawn} is toy, the generated set, which is the default, but data.{own} has other classes; "
+            f"name images and annotations of yours for data.{drawn} too, if need be those of data.{own}"
+        )
+
+
+def _list_classes(source: Literal["toy"] | CocoSource, spec: RunSpec) -> list[tuple[int, str]]:
+    if isinstance(source, CocoSource):
+        content = read_well_formed(source.annotations, whole=False)
+        return [(each["id"], each["name"]) for each in content["categories"]]
+    return list(enumerate(spec.data.toy.shapes, start=1))
 
 
 def _check_val_data(spec: RunSpec) -> None:

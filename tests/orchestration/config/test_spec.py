@@ -87,6 +87,14 @@ def test_relative_paths_of_set_start_at_the_current_folder(
     assert spec.data.val.images == tmp_path / "here" / "i"
 
 
+def test_the_path_of_a_tracking_database_starts_at_the_file_as_well(write: Write, tmp_path: Path):
+    relative, whole = "sqlite:///mlflow.db", "sqlite:////data/mlflow.db"
+    assert load_run(write(f"tracking: {{uri: '{relative}'}}")).tracking.uri == (
+        f"sqlite:///{tmp_path}/mlflow.db"
+    )
+    assert load_run(write(f"tracking: {{uri: '{whole}'}}")).tracking.uri == whole
+
+
 def test_words_that_stand_for_weights_are_no_paths(write: Write):
     assert load_run(write("model: {weights: imagenet}")).model.weights == "imagenet"
 

@@ -207,6 +207,53 @@ def test_a_missing_annotation_file_is_refused_with_its_path(tmp_path: Path, coco
     assert "/nowhere/train.json" in str(error)
 
 
+@pytest.mark.parametrize("own", ["train", "val"])
+def test_classes_of_the_generated_set_have_to_be_those_of_the_other_file(
+    tmp_path: Path, coco: dict[str, str], own: str
+):
+    other = {"train": "val", "val": "train"}[own]
+    error = refusal(make_spec(tmp_path, data={own: coco}))
+    assert isinstance(error, ConfigError)
+    for words in (f"data.{other} is toy", f"if need be those of data.{own}"):
+        assert words in str(error)
+    check(make_spec(tmp_path, data={"train": coco, "val": coco}))
+
+
+def test_the_generated_set_may_be_beside_a_file_of_its_own_classes(
+    tmp_path: Path, coco: dict[str, str]
+):
+    annotations = Path(coco["annotations"])
+    content = json.loads(annotations.read_text())
+    content["categories"] = [{"id": 1, "name": "disc"}]
+    annotations.write_text(json.dumps(content))
+    check(make_spec(tmp_path, data={"train": coco, "toy": {"shapes": ["disc"]}}))
+
+
+@pytest.mark.parametrize(
+    "uri", ["localhost:5000", "mlruns", "/data/mlruns", "file:///data/mlruns"]
+)
+def test_an_address_that_mlflow_never_takes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+):
+    spec = make_spec(tmp_path, tracking={"uri": uri})
+    assert f"tracking.uri: {uri} is no address" in str(refusal(spec))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    check(spec)
+
+
+@pytest.mark.parametrize(
+    "uri", [None, "", "http://localhost:5000", "sqlite:////data/x.db", "databricks", "arn:aws:x"]
+)
+def test_other_addresses_of_mlflow_are_left_to_mlflow(tmp_path: Path, uri: str | None):
+    check(make_spec(tmp_path, tracking={"uri": uri}))
+
+
+def test_a_backbone_that_a_trial_may_get_has_to_exist(tmp_path: Path):
+    space = {"model.backbone": {"choice": ["timm/test_resnet", "timm/test_resnot"]}}
+    spec = SweepSpec.model_validate({"storage": tmp_path / "runs", "sweep": {"space": space}})
+    assert "timm has no model 'test_resnot'" in str(refusal(spec))
+
+
 def test_all_faults_are_found_at_once(tmp_path: Path, coco: dict[str, str]):
     spec = make_spec(
         tmp_path,
