@@ -11,7 +11,8 @@ from boxseg.errors import ShapeError
 from boxseg.ops.per_box import count_per_box, sum_per_box
 
 Fusion = Literal["vote", "weighted"]
-FuseMasks = Callable[..., tuple[Tensor, Tensor]]
+FuseMasks = Callable[..., Tensor]
+"""Makes the map of each box, which is then cut to its mask."""
 
 
 def fuse_masks(
@@ -53,40 +54,25 @@ def fuse_masks(
     check_candidates(mask_probs, box_index)
     if weights is None:
         weights = mask_probs.new_ones(len(mask_probs))
-    return FUSIONS[fusion](
-        mask_probs, box_index, num_boxes, mask_thr=mask_thr, vote_thr=vote_thr, weights=weights
-    )
+    soft = FUSIONS[fusion](mask_probs, box_index, num_boxes, mask_thr=mask_thr, weights=weights)
+    return soft > (vote_thr if fusion == "vote" else mask_thr), soft
 
 
 def fuse_by_vote(
-    mask_probs: Tensor,
-    box_index: Tensor,
-    num_boxes: int,
-    *,
-    mask_thr: float,
-    vote_thr: float,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Unweighted strict majority; `weights` has no part in it."""
+    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, weights: Tensor
+) -> Tensor:
+    """Share of the candidates that have a pixel; `weights` has no part in it."""
     votes = sum_per_box((mask_probs > mask_thr).to(mask_probs.dtype), box_index, num_boxes)
-    share = votes / count_per_box(box_index, num_boxes).clamp(min=1)[:, None, None]
-    return share > vote_thr, share
+    return votes / count_per_box(box_index, num_boxes).clamp(min=1)[:, None, None]
 
 
 def fuse_by_weight(
-    mask_probs: Tensor,
-    box_index: Tensor,
-    num_boxes: int,
-    *,
-    mask_thr: float,
-    vote_thr: float,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Weighted mean of the probabilities; `vote_thr` has no part in it."""
+    mask_probs: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float, weights: Tensor
+) -> Tensor:
+    """Weighted mean of the probabilities; `mask_thr` has no part in it."""
     # All weights of a box may be 0, and 0 / 0 is no number.
     share = weights / sum_per_box(weights, box_index, num_boxes).clamp(min=1e-12)[box_index]
-    mean = sum_per_box(mask_probs * share[:, None, None], box_index, num_boxes)
-    return mean > mask_thr, mean
+    return sum_per_box(mask_probs * share[:, None, None], box_index, num_boxes)
 
 
 FUSIONS: dict[Fusion, FuseMasks] = {"vote": fuse_by_vote, "weighted": fuse_by_weight}
