@@ -100,16 +100,13 @@ def encode_part(part: MaskPart, size: Size) -> Rle:
     """A mask of an image of (height, width) as COCO's compressed run lengths, ready for JSON."""
     height, width = size
     # COCO counts down the columns. Only those that hold some of the mask are looked at.
-    columns = part.pixels.T
-    filled = np.flatnonzero(columns.any(axis=1))
-    start = int(filled[0]) if len(filled) else 0
-    end = int(filled[-1]) + 1 if len(filled) else 0
+    part = part.trimmed()
     below = height - part.top - part.pixels.shape[0]
-    whole_columns = np.pad(columns[start:end], ((0, 0), (part.top, below)))
+    whole_columns = np.pad(part.pixels.T, ((0, 0), (part.top, below)))
     # With an outside pixel added before and after, each run inside begins at one change and ends at the next.
     pixels = np.zeros(whole_columns.size + 2, dtype=bool)
     pixels[1:-1] = whole_columns.ravel()
-    turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * (part.left + start)
+    turns = np.flatnonzero(pixels[1:] != pixels[:-1]) + height * part.left
     runs = np.diff(turns, prepend=0, append=height * width)
     if runs[-1] == 0:  # the last pixel of the image is inside
         runs = runs[:-1]

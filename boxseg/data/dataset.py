@@ -122,20 +122,38 @@ class CocoBoxes(Dataset[Sample]):
         self.category_ids = tuple(category["id"] for category in categories)
         self.class_names = tuple(category["name"] for category in categories)
         images = content["images"]
-        boxes = _read_boxes(content, self.category_ids)
-        counts = np.bincount(boxes.image_rows, minlength=len(images))
+        counts = np.bincount(self._read_boxes(content), minlength=len(images))
         kept_rows = np.flatnonzero(counts) if self.train else np.arange(len(images))
-        # Boxes of one image stand together, in the order of the file.
-        order = np.argsort(boxes.image_rows, kind="stable")
-        self._boxes = boxes.corners[order]
-        self._labels = boxes.labels[order]
-        self._annotation_ids = boxes.annotation_ids[order]
         # (M + 1,): the boxes of image i are `_boxes[_box_starts[i]:_box_starts[i + 1]]`
         self._box_starts = np.concatenate([[0], np.cumsum(counts[kept_rows])])
         file_names = np.array([image["file_name"] for image in images], dtype=np.str_)
         self._image_ids = _integers([image["id"] for image in images])[kept_rows]
         self._file_names = file_names[kept_rows]
         self.sizes = _image_sizes(images)[kept_rows]
+
+    def _read_boxes(self, content: Content) -> NDArray[np.int64]:
+        """Keep all instances that have an area, image by image; returns the place of the image of each in the file."""
+        row_of = {image["id"]: row for row, image in enumerate(content["images"])}
+        label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
+        instances = objects_of(content)
+        image_rows = _integers([row_of[entry["image_id"]] for entry in instances])
+        labels = _integers([label_of[entry["category_id"]] for entry in instances])
+        annotation_ids = _integers([entry["id"] for entry in instances])
+        bboxes = np.array([entry["bbox"] for entry in instances], dtype=np.float64)
+        bboxes = bboxes.reshape(-1, 4)  # without any box it is flat
+        top_left = bboxes[:, :2]
+        bottom_right = top_left + bboxes[:, 2:]
+        limits = _image_sizes(content["images"])[image_rows][:, ::-1]  # (A, 2): width, height
+        clipped = [top_left.clip(0, limits), bottom_right.clip(0, limits)]
+        corners = np.concatenate(clipped, axis=1).astype(np.float32)
+        has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        sound = np.flatnonzero(np.isfinite(corners).all(axis=1) & has_area)
+        # Boxes of one image stand together, in the order of the file.
+        order = sound[np.argsort(image_rows[sound], kind="stable")]
+        self._boxes = corners[order]
+        self._labels = labels[order]
+        self._annotation_ids = annotation_ids[order]
+        return image_rows[order]
 
     def __len__(self) -> int:
         return len(self._image_ids)
@@ -288,37 +306,6 @@ def _load_boxes(
     source: CocoSource, train: bool, use_masks: bool, state: tuple[int, int]
 ) -> CocoBoxes:
     return CocoBoxes(source, train=train, use_masks=use_masks)
-
-
-@dataclass(frozen=True)
-class _BoxArrays:
-    """All instances of a file that have an area."""
-
-    corners: NDArray[np.float32]
-    """(A, 4): x1 y1 x2 y2, clipped to the image."""
-    labels: NDArray[np.int64]
-    annotation_ids: NDArray[np.int64]
-    image_rows: NDArray[np.int64]
-    """(A,): place of the image in the file."""
-
-
-def _read_boxes(content: Content, category_ids: Sequence[int]) -> _BoxArrays:
-    row_of = {image["id"]: row for row, image in enumerate(content["images"])}
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    instances = objects_of(content)
-    image_rows = _integers([row_of[entry["image_id"]] for entry in instances])
-    labels = _integers([label_of[entry["category_id"]] for entry in instances])
-    annotation_ids = _integers([entry["id"] for entry in instances])
-    bboxes = np.array([entry["bbox"] for entry in instances], dtype=np.float64)
-    bboxes = bboxes.reshape(-1, 4)  # without any box it is flat
-    top_left = bboxes[:, :2]
-    bottom_right = top_left + bboxes[:, 2:]
-    limits = _image_sizes(content["images"])[image_rows][:, ::-1]  # (A, 2): width, height
-    clipped = [top_left.clip(0, limits), bottom_right.clip(0, limits)]
-    corners = np.concatenate(clipped, axis=1).astype(np.float32)
-    has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    sound = np.isfinite(corners).all(axis=1) & has_area
-    return _BoxArrays(corners[sound], labels[sound], annotation_ids[sound], image_rows[sound])
 
 
 def _image_sizes(images: list[Entry]) -> NDArray[np.int64]:

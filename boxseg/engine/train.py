@@ -244,12 +244,9 @@ def evaluate(
     """
     # Before the evaluation, so that the networks that are evaluated are those that are saved.
     average_statistics(trainer)
-    evaluation = validate(trainer, folder=folder, step=done, criterion=criterion)
-    metrics = evaluation.metrics
+    network, metrics = validate(trainer, folder=folder, step=done, criterion=criterion)
     is_best = criterion.better(metrics, than=progress.best)
-    progress = replace(
-        progress, step=done, metrics=metrics, evaluated=done, network=evaluation.network
-    )
+    progress = replace(progress, step=done, metrics=metrics, evaluated=done, network=network)
     if is_best:
         progress = replace(progress, best=metrics, best_step=done)
     # Only once `validate` has drawn its pictures: a killed run goes on from the checkpoint and does not evaluate again.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,9 @@ LabelledTile = tuple[Tile, Tensor, Tensor]
 """A tile with the pseudo masks (n, h, w) of its boxes and their qualities (n,)."""
 
 
-@dataclass(frozen=True)
-class Validation:
-    """One evaluation of all networks."""
-
-    metrics: dict[str, float]
-    """`val/mask_ap` … of the better network, `val/teacher_mask_ap` and `val/student_mask_ap`, `qam/pseudo_iou` where
-    there is a teacher, `health/mask_fill` and `health/box_likeness`."""
-    network: str
-    """The better network."""
-
-
 def validate(
     trainer: Trainer, *, folder: Path, step: int, criterion: Criterion = MASK_AP
-) -> Validation:
+) -> tuple[str, dict[str, float]]:
     """Evaluate the networks that `train.evaluate` names; all ranks share the images.
 
     Args:
@@ -58,6 +46,10 @@ def validate(
             table go to `evaluation/`. With `train.panels` 0 nothing is drawn.
         step: Updates done.
         criterion: Decides which network is the better one, see `choose_network`.
+
+    Returns:
+        The name of the better network, and metrics: `val/mask_ap` … of this network, `val/teacher_mask_ap` and
+        `val/student_mask_ap`, `qam/pseudo_iou` where there is a teacher, `health/mask_fill`, `health/box_likeness`.
     """
     networks = trainer.evaluated_networks()
     panels, pictures = folder / "samples" / f"step-{step:08d}.png", folder / "evaluation"
@@ -75,7 +67,7 @@ def validate(
             with drawing(pictures):
                 of_best = evaluations[best]
                 draw_evaluation(trainer.val_data, of_best.results, of_best.scores, pictures)
-    return Validation(metrics, best)
+    return best, metrics
 
 
 def _join_metrics(

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from boxseg.mask_parts import MaskPart
+
 SMALL_PIECE = 0.02
 """Pieces smaller than this share of the mask are specks and do not count."""
 
@@ -62,10 +64,7 @@ def check_mask(
     area, box_area = int(mask.sum()), int(inside.sum())
     if not area or not box_area:
         return {"outside": 0.0, "gap": 1.0, "fill": 0.0, "pieces": 0}
-    columns = np.flatnonzero(mask.any(axis=0))
-    rows = np.flatnonzero(mask.any(axis=1))
-    left, right = columns[0], columns[-1] + 1
-    top, bottom = rows[0], rows[-1] + 1
+    left, top, right, bottom = MaskPart(mask).bounds()
     window = mask[top:bottom, left:right]
     pieces, _ = ndimage.label(window, structure=np.ones((3, 3)))  # pixels may touch at a corner
     piece_areas = np.bincount(pieces.ravel())[1:]  # without the background

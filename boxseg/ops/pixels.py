@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from boxseg.mask_parts import MaskPart
 from boxseg.ops.masks import pixels_inside
 
 FloatArray = NDArray[np.floating]
@@ -74,10 +75,8 @@ def box_distance(box: FloatArray, size: tuple[int, int]) -> FloatArray:
 
 def box_fit(mask: BoolArray, inside: BoolArray) -> float:
     """IoU of the mask's own box with the pixels of the given one; the mask lies inside and may be empty."""
-    shares = [
-        np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 if mask.any() else 0 for axis in (0, 1)
-    ]
-    return float(shares[0] * shares[1] / max(inside.sum(), 1))
+    x1, y1, x2, y2 = MaskPart(mask).bounds()
+    return float((x2 - x1) * (y2 - y1) / max(inside.sum(), 1))
 
 
 def mask_overlap(one: BoolArray, other: BoolArray) -> float:

@@ -92,4 +92,4 @@ def test_a_third_network_trains_with_qam_and_copy_paste(tmp_path, monkeypatch):
     assert sum(float(metrics["train/loss_mask"]) for metrics in seen) > 0
     assert sum(float(metrics["pc/paste_rate"]) for metrics in seen) > 0
     assert all(parameter.grad is not None for parameter in trainer.student.parameters())
-    assert 0 <= validate(trainer, folder=tmp_path, step=12).metrics["val/mask_ap"] <= 1
+    assert 0 <= validate(trainer, folder=tmp_path, step=12)[1]["val/mask_ap"] <= 1

@@ -13,7 +13,7 @@ from boxseg.engine import checkpoint
 from boxseg.engine import train as loop
 from boxseg.evaluation import validate
 from boxseg.evaluation.ap import CocoScores, Evaluation
-from boxseg.evaluation.validate import Validation, choose_network
+from boxseg.evaluation.validate import choose_network
 from boxseg.predict import Predictor
 from boxseg.structures import MaskNetwork
 
@@ -52,7 +52,7 @@ def train(tiny_config, data_root, recorder, monkeypatch):
     """Trains with the evaluations of `SCRIPT`."""
 
     def read_script(trainer, *, folder, step, criterion):
-        return Validation(SCRIPT[step], "teacher" if step % 2 else "student")
+        return "teacher" if step % 2 else "student", SCRIPT[step]
 
     monkeypatch.setattr(loop, "validate", read_script)
 
