@@ -59,7 +59,7 @@ class Bank(ABC):
 
     @abstractmethod
     def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
-        """Take in instances of one image; only those that get a place are cut out."""
+        """Take in instances of one image."""
 
     @abstractmethod
     def draw(
@@ -103,19 +103,11 @@ class ClassBank(Bank):
         return sum(map(len, self._groups.values()))
 
     def add(self, admitted: Sequence[Admitted], generator: torch.Generator) -> None:
-        rings: dict[tuple[int, ...], list[Peer | Cut]] = {
-            key: list(ring) for key, ring in self._groups.items()
-        }
         for label, cut in admitted:
-            rings.setdefault((label,), []).append(cut)
-            if sum(map(len, rings.values())) > self.size:
-                longest_ring = max(rings.values(), key=len)
+            self._groups.setdefault((label,), []).append(cut())
+            if len(self) > self.size:
+                longest_ring = max(self._groups.values(), key=len)
                 longest_ring.pop(0)  # its oldest
-        # Cutting copies pixels, so newcomers that have already left again are never cut out.
-        self._groups = {
-            key: [entry if isinstance(entry, Peer) else entry() for entry in ring]
-            for key, ring in rings.items()
-        }
 
     def draw(
         self, labels: Collection[int] | None, generator: torch.Generator

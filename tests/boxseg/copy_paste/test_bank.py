@@ -30,19 +30,6 @@ def add(bank, peers, seed=0):
     bank.add([(peer.label, lambda peer=peer: peer) for peer in peers], seeded(seed))
 
 
-def test_only_instances_that_stay_are_cut_out():
-    bank, cut = ClassBank(2), []
-    bank.add(
-        [
-            (1, lambda number=number: cut.append(number) or make_peer(label=1))
-            for number in range(5)
-        ],
-        seeded(),
-    )
-    assert cut == [3, 4]
-    assert len(bank) == 2
-
-
 def test_newest_instances_replace_the_oldest_of_the_fullest_class():
     bank = ClassBank(3)
     rare, *common = make_peer(label=7), *(make_peer(label=1) for _ in range(4))
