@@ -192,6 +192,8 @@ class Clock:
 
     def on_best(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def on_update(self, step: int, metrics: dict[str, Any]) -> None: ...
+
     def on_step(self, report: StepReport) -> None:
         self._run.append_metrics(report.step, {"train/loss": report.metrics["train/loss"]})
 

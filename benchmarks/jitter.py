@@ -59,7 +59,7 @@ def _some_images(data: CocoBoxes, boxes: int) -> list[int]:
     count = 0
     for index in map(int, np.random.default_rng(0).permutation(len(data))):
         ids = data.annotation_ids(index)
-        if count < boxes and ids and data.true_masks(index) is not None:
+        if count < boxes and ids and data.drawn_masks(index).present.all():
             chosen.append(index)
             count += len(ids)
     return chosen
@@ -70,8 +70,7 @@ def _ious(
 ) -> Iterator[float]:
     """IoU of each box of some images; what is measured with are the drawn masks, which stay where they are."""
     for index in indices:
-        sample, true = data[index], data.true_masks(index)
-        assert true is not None  # `_some_images` has chosen by it
+        sample, true = data[index], data.drawn_masks(index).mask
         moved = move_sides(sample.boxes, share, seed=index)
         sample = replace(sample, boxes=clip_boxes_to_image(moved, sample.original_size))
         found = source([(sample, data.annotation_ids(index))])[0]

@@ -208,10 +208,10 @@ def baselines(data: CocoBoxes, kept: Path) -> dict[str, float]:
 def _pairs(data: CocoBoxes, source: BatchSource) -> Iterator[list[tuple[float, float]]]:
     """Of each image with drawn masks quality and IoU of each box."""
     for index in range(len(data)):
-        ids, true = data.annotation_ids(index), data.true_masks(index)
-        if ids and true is not None:
+        ids, true = data.annotation_ids(index), data.drawn_masks(index)
+        if ids and true.present.all():
             found = source([(data[index], ids)])[0]
-            ious = mask_iou(found.mask, true).tolist()
+            ious = mask_iou(found.mask, true.mask).tolist()
             yield list(zip(found.quality.tolist(), ious, strict=True))
 
 

@@ -16,10 +16,10 @@ from benchmarks.harness import Table
 from benchmarks.outcome import last_run, val_data
 from boxseg.coco.classes import find_labels
 from boxseg.data.dataset import CocoBoxes
-from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc
+from boxseg.evaluation.pseudo_quality import GOOD_IOU, auroc, mask_iou
 from boxseg.label.boxes import outline_in
 from boxseg.label.maps import find_soft_masks, take_close_up
-from boxseg.mask_parts import MaskPart, cut_masks
+from boxseg.mask_parts import MaskPart, place_masks
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
 
@@ -81,10 +81,10 @@ def _cases(data: CocoBoxes, predictor: Predictor, boxes: int, *, with_network: b
     labels = torch.tensor(find_labels(data.class_names, predictor.class_names), dtype=torch.int64)
     found: list[Case] = []
     for index in map(int, np.random.default_rng(0).permutation(len(data))):
-        sample, drawn = data[index], data.true_masks(index)
-        if drawn is not None and len(found) < boxes:
+        sample, drawn = data[index], data.drawn_masks(index)
+        if drawn.present.all() and len(found) < boxes:
             sample = replace(sample, labels=labels[sample.labels])
-            found += _cases_of_image(sample, drawn, predictor, with_network=with_network)
+            found += _cases_of_image(sample, drawn.mask, predictor, with_network=with_network)
     return found
 
 
@@ -98,7 +98,8 @@ def _cases_of_image(
         outline = outline_in(sample, row, close_up, seen)
         parts.append(MaskPart(outline.mask, close_up.window.top, close_up.window.left))
         outlines.append(outline)
-    ious = [part.iou(true) for part, true in zip(parts, cut_masks(drawn.numpy()), strict=True)]
+    found = torch.from_numpy(place_masks(parts, sample.original_size))
+    ious = mask_iou(found, drawn).tolist()
     return [
         Case(outline.measures, outline.quality, iou, outline.is_clean)
         for outline, iou in zip(outlines, ious, strict=True)

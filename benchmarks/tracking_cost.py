@@ -80,6 +80,8 @@ class _Meter:
 
     def on_best(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def on_update(self, step: int, metrics: dict[str, Any]) -> None: ...
+
     def on_step(self, report: Any) -> None:
         began = time.thread_time()
         if self._inner is not None:

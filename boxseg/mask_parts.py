@@ -92,27 +92,9 @@ class MaskPart:
         y1, y2 = int(rows[0]), int(rows[-1]) + 1
         return x1 + self.left, y1 + self.top, x2 + self.left, y2 + self.top
 
-    def iou(self, other: MaskPart) -> float:
-        """IoU with another mask of the same image; 0 where both are empty."""
-        height, width = self.pixels.shape
-        # Nothing of the other one outside this rectangle can be common.
-        common = self.pixels & other.within(self.top, self.left, (height, width))
-        both = int(np.count_nonzero(common))
-        return both / max(self.area + other.area - both, 1)
-
 
 NO_MASK = MaskPart(np.zeros((0, 0), dtype=np.bool_))
 """The mask of nothing."""
-
-
-def cut_masks(masks: NDArray[np.bool_]) -> list[MaskPart]:
-    """Masks (n, height, width) of an image, each cut to its pixels.
-
-    >>> part, = cut_masks(np.array([[[False, False], [False, True]]]))
-    >>> part.top, part.left, part.pixels.shape
-    (1, 1, (1, 1))
-    """
-    return [MaskPart(mask).trimmed() for mask in masks]
 
 
 def place_masks(parts: Sequence[MaskPart], size: tuple[int, int]) -> NDArray[np.bool_]:

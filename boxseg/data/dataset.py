@@ -247,11 +247,6 @@ class CocoBoxes(Dataset[Sample]):
         """COCO ids of the annotations behind the sample's boxes, in the same order."""
         return self._annotation_ids[self._rows(index)].tolist()
 
-    def true_masks(self, index: int) -> Tensor | None:
-        """Drawn masks of all boxes of the sample, or None if one has none; to measure with, see `drawn_masks`."""
-        drawn = self.drawn_masks(index)
-        return drawn.mask if bool(drawn.present.all()) else None
-
     def drawn_masks(self, index: int) -> DrawnMasks:
         """Drawn masks in the order and at the size of the sample.
 

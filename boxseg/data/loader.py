@@ -182,7 +182,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Batches of the given images in order, resized only; `weak` and `strong` are one tensor.
 
-    Boxes have the order of the data set, as `CocoBoxes.true_masks` has. Images without boxes are fine. The last
+    Boxes have the order of the data set, as `CocoBoxes.drawn_masks` has. Images without boxes are fine. The last
     batch may be smaller.
 
     Args:

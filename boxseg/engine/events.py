@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,19 +76,14 @@ class Reporter(Protocol):
         """
         ...
 
+    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Called after every update; `metrics` are scalars on the device: reading one waits for the device."""
+        ...
+
     def on_step(self, report: StepReport) -> None: ...
 
     def on_eval(self, report: EvalReport) -> None: ...
 
     def should_stop(self) -> bool:
         """True asks the loop to save a checkpoint and return early; read after every step."""
-        ...
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """A reporter that is also called after every update, on every rank."""
-
-    def on_update(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """`metrics` are scalars on the device: reading one waits for the device."""
         ...

@@ -23,16 +23,12 @@ def build_optimizer(network: nn.Module, settings: SolverConfig) -> Optimizer:
     The layer `finer`, by which a plain ViT gets a finer map, is as new as the heads and learns at their rate.
     Weight decay acts on every parameter, norms and biases included (`docs/method.md#optimizer-and-schedule`).
     """
-    named = [
-        (name, parameter)
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    ]
-    in_backbone = {
-        name for name, _ in named if name.startswith("backbone.") and ".finer." not in name
-    }
-    backbone = [parameter for name, parameter in named if name in in_backbone]
-    rest = [parameter for name, parameter in named if name not in in_backbone]
+    backbone: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_of_backbone = name.startswith("backbone.") and ".finer." not in name
+            (backbone if is_of_backbone else rest).append(parameter)
     groups = [
         # `set_lr` overwrites `lr` at each step; `base_lr` stays, and torch saves and loads it as well.
         {"params": parameters, "lr": settings.lr * scale, "base_lr": settings.lr * scale}

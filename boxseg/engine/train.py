@@ -18,7 +18,7 @@ from boxseg.config.criterion import MASK_AP, Criterion
 from boxseg.config.method import as_steps
 from boxseg.engine import checkpoint
 from boxseg.engine.distributed import average_buffers, gather_objects, rank, world_size
-from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport, Watcher
+from boxseg.engine.events import EvalReport, Reporter, StartReport, StepReport
 from boxseg.engine.optim import lr_factor, set_lr
 from boxseg.engine.start import read_trained, take_over
 from boxseg.engine.state import Trainer
@@ -99,8 +99,7 @@ def train(
         meter.add(metrics, images=len(batch) * world_size(), step_s=step_s, wait_s=started - asked)
         times.append(step_s)
         done = step + 1
-        if isinstance(reporter, Watcher):
-            reporter.on_update(done, metrics)
+        reporter.on_update(done, metrics)
         reports = done % train_config.report_every == 0 or done == trainer.steps
         if reports:
             lr = trainer.optimizer.param_groups[0]["lr"]

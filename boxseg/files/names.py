@@ -126,7 +126,9 @@ class Names:
         wanted = _folded_parts(name)
         lengths: dict[str, int] = {}
         for candidate in self.alike(name):
-            lengths[candidate] = _common_length(_folded_parts(candidate), wanted)
+            pairs = zip(_folded_parts(candidate), wanted, strict=False)
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+            lengths[candidate] = len(list(same))
         longest = max(lengths.values(), default=0)
         best = [candidate for candidate, length in lengths.items() if length == longest]
         return best[0] if len(best) == 1 else None
@@ -176,13 +178,3 @@ def _folded_parts(name: str) -> list[str]:
 def _composed(name: str) -> str:
     """A name with each accented letter as one character; disks of Macs may have two, letter and accent."""
     return unicodedata.normalize("NFC", name)
-
-
-def _common_length(one: list[str], other: list[str]) -> int:
-    """How many items two lists have in common at their beginning."""
-    length = 0
-    for here, there in zip(one, other, strict=False):
-        if here != there:
-            break
-        length += 1
-    return length

@@ -65,6 +65,8 @@ class Recorder:
     def on_best(self, step: int, metrics: dict[str, float]) -> None:
         self.best = step, metrics
 
+    def on_update(self, step, metrics) -> None: ...
+
     def on_step(self, report: StepReport) -> None:
         self.steps.append(report)
 

@@ -39,6 +39,7 @@ def make_noted():
         class Lockstep:
             rank, on_eval, on_best = reporter.rank, reporter.on_eval, reporter.on_best
             stop = torch.zeros(1)
+            def on_update(self, step, metrics): pass
             def on_step(self, report):
                 reporter.on_step(report)
                 self.stop = torch.tensor([float(reporter.should_stop())])

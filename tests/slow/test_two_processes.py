@@ -45,6 +45,8 @@ class Losses:
 
     def on_best(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def on_update(self, step, metrics) -> None: ...
+
     def on_step(self, report: StepReport) -> None:
         self.values.append(report.metrics["train/loss"])
 

@@ -50,7 +50,7 @@ def draw_toy_panel(storage: Path, path: Path) -> None:
     _, val = ensure_toy(storage / ".data", ToyConfig(train_images=2, val_images=3, size=128))
     data = CocoBoxes(val, train=False)
     samples = [data[index] for index in range(len(data))]
-    masks = [data.true_masks(index) for index in range(len(data))]
+    masks = [data.drawn_masks(index).mask for index in range(len(data))]
     ones = [sample.labels.float() * 0 + 0.9 for sample in samples]
     rows = [
         PanelRow(s.image, s.boxes, m, q, m, q)

@@ -96,7 +96,7 @@ def test_rubbish_in_the_segmentations_does_not_matter_for_training(content, writ
     assert torch.equal(dataset[0].boxes, clean.boxes)
     assert b"no mask" not in pickle.dumps(dataset)
     with pytest.raises(DataError, match="annotation 1 has a malformed segmentation"):
-        dataset.true_masks(0)
+        dataset.drawn_masks(0)
 
 
 def test_a_truncated_image_is_an_error_with_file_and_id(content, write_source):
@@ -143,21 +143,21 @@ def test_a_missing_annotation_file_is_a_data_error(tmp_path):
         CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), train=True)
 
 
-def test_true_masks_of_any_kind_follow_the_boxes(content, write_source):
+def test_drawn_masks_of_any_kind_follow_the_boxes(content, write_source):
     second = np.zeros((40, 60), dtype=np.uint8)
     second[20:30, 30:40] = 1
     compressed = coco_mask.encode(np.asfortranarray(second))["counts"].decode()
     content["annotations"][0]["segmentation"] = [[5, 6, 25, 6, 25, 16, 5, 16]]
     content["annotations"][2]["segmentation"] = {"size": [40, 60], "counts": compressed}
     dataset = CocoBoxes(write_source(content), train=True)
-    masks = dataset.true_masks(0)
+    masks = dataset.drawn_masks(0).mask
     assert masks.dtype == torch.bool
     assert masks.shape == (2, 40, 60)
     for mask, box in zip(masks, dataset[0].boxes.int().tolist(), strict=True):
         expected = torch.zeros(40, 60, dtype=torch.bool)
         expected[box[1] : box[3], box[0] : box[2]] = True
         assert torch.equal(mask, expected)
-    assert dataset.true_masks(1) is None  # its annotation has no segmentation
+    assert not dataset.drawn_masks(1).present.any()  # its annotation has no segmentation
 
 
 def test_uncompressed_counts_are_decoded():
@@ -170,11 +170,11 @@ def test_a_mask_made_for_another_size_is_refused():
         decode_segmentation({"size": [2, 3], "counts": [1, 2, 3]}, (2, 4))
 
 
-def test_true_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
+def test_drawn_masks_of_the_toy_set_fill_their_boxes_tightly(toy):
     dataset = CocoBoxes(toy[0], train=True)
     for index in range(5):
         for mask, box in zip(
-            dataset.true_masks(index), dataset[index].boxes.tolist(), strict=True
+            dataset.drawn_masks(index).mask, dataset[index].boxes.tolist(), strict=True
         ):
             rows, columns = torch.nonzero(mask, as_tuple=True)
             assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box
@@ -197,7 +197,7 @@ def test_the_real_sets_can_be_read(real_set):
         images=real_set / "images", annotations=real_set / "annotations" / "val.json"
     )
     dataset = CocoBoxes(source, train=False)
-    sample, masks = dataset[0], dataset.true_masks(0)
+    sample, masks = dataset[0], dataset.drawn_masks(0).mask
     assert masks.shape == (len(sample.boxes), *sample.original_size)
     for mask, box in zip(masks, sample.boxes, strict=True):
         x1, y1, x2, y2 = box.tolist()

@@ -17,7 +17,7 @@ from boxseg.engine.train import due_steps, guard_collapse, optimise, train
 from boxseg.errors import CheckpointError, CollapseError, DataError, NonFiniteLossError
 from boxseg.evaluation import validate
 from boxseg.evaluation.ap import encode_detections
-from boxseg.mask_parts import cut_masks
+from boxseg.mask_parts import MaskPart
 from boxseg.ops.masks import box_masks
 
 METHODS = ("boxinst", "boxteacher", "qam", "pc", "full", "supervised")
@@ -261,7 +261,9 @@ def test_a_run_that_predicts_boxes_is_stopped_with_its_checkpoint_saved(
         boxes = torch.tensor([8.0, 8.0, 40.0, 40.0]).expand(len(found.boxes), 4)
         # rows and columns 8 to 39
         masks = box_masks(boxes - torch.tensor([0, 0, 1, 1]), *found.size)
-        return encode_detections(replace(found, boxes=boxes, parts=cut_masks(masks.numpy())))
+        return encode_detections(
+            replace(found, boxes=boxes, parts=[MaskPart(mask) for mask in masks.numpy()])
+        )
 
     monkeypatch.setattr("boxseg.evaluation.validate.encode_detections", encode_boxes)
     monkeypatch.setattr("boxseg.evaluation.ap.CONFIDENT", 0.0)

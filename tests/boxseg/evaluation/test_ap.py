@@ -10,7 +10,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from boxseg.evaluation.ap import area_ratios, coco_scores, encode_detections
-from boxseg.mask_parts import cut_masks
+from boxseg.mask_parts import MaskPart
 from boxseg.structures import Detections
 
 
@@ -42,7 +42,7 @@ def detections(mask):
         boxes=torch.tensor([[6.0, 6, 35, 35]]),
         scores=torch.tensor([0.9]),
         labels=torch.tensor([0]),
-        parts=cut_masks(mask[None].numpy()),
+        parts=[MaskPart(mask.numpy())],
         size=(40, 40),
         image_id=5,
     )
@@ -82,7 +82,7 @@ def test_unsure_detections_do_not_count_for_the_fill():
         torch.zeros(1, 4),
         torch.tensor([0.1]),
         torch.zeros(1, dtype=torch.int64),
-        cut_masks(disc()[None].numpy()),
+        [MaskPart(disc().numpy())],
         (40, 40),
     )
     assert area_ratios(encode_detections(unsure)).tolist() == []

@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from boxseg.evaluation.panels import COLOURS, OPACITY
-from boxseg.mask_parts import cut_masks
+from boxseg.mask_parts import MaskPart
 from boxseg.predict.files import coco_annotations, draw_overlay
 from boxseg.structures import Detections
 
@@ -27,7 +27,7 @@ def detections(count):
         boxes=torch.tensor(boxes).reshape(-1, 4).clamp(0, 60),
         scores=torch.linspace(0.9, 0.1, count),
         labels=torch.zeros(count, dtype=torch.int64),
-        parts=cut_masks(np.array(masks).reshape(-1, *SIZE)),
+        parts=[MaskPart(mask) for mask in np.array(masks).reshape(-1, *SIZE)],
         size=SIZE,
     )
 

@@ -254,7 +254,7 @@ def _mean_iou(data: CocoBoxes, labels: Path) -> float:
     source, found = from_file(MaskFile.read(labels), data), []
     for index in range(len(data)):
         found += mask_iou(
-            source(data[index], data.annotation_ids(index)).mask, data.true_masks(index)
+            source(data[index], data.annotation_ids(index)).mask, data.drawn_masks(index).mask
         ).tolist()
     return sum(found) / len(found)
 
