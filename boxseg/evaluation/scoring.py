@@ -222,13 +222,12 @@ def _score_of(entry: Entry) -> float | None:
 
 def _read_image(path: Path, data: CocoBoxes, index: int, entries: list[Entry]) -> ImageResult:
     boxes = [entry["bbox"] for entry in entries]
-    scores = [_score_of(entry) for entry in entries]
-    known_scores = [1.0 if score is None else score for score in scores]
+    scores = [1.0 if score is None else score for score in map(_score_of, entries)]
     labels = [entry["label"] for entry in entries]
     return ImageResult(
         image_id=data.image_id(index),
         boxes_xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        scores=np.array(known_scores, dtype=np.float64),
+        scores=np.array(scores, dtype=np.float64),
         labels=np.array(labels, dtype=np.int64),
         rles=[encode_entry(path, entry, data.size(index)) for entry in entries],
     )

@@ -24,12 +24,12 @@ def take_prints(folder: Path, names: Sequence[str], *, most: int = MOST_FILES) -
     """
     chosen = names[:: -(-len(names) // most) or 1]
     with ThreadPoolExecutor(THREADS) as pool:
-        prints = pool.map(lambda name: _print_of(folder / name), chosen)
+        prints = pool.map(lambda name: print_of(folder / name), chosen)
         return {name: text for name, text in zip(chosen, prints, strict=True) if text}
 
 
-def _print_of(path: Path) -> str:
-    """Empty where no plain file can be read."""
+def print_of(path: Path) -> str:
+    """Size and checksum of some bytes; empty where no plain file can be read."""
     try:
         # a pipe would wait for its writer
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

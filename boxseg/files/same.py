@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from boxseg.files.names import is_file_inside
+from boxseg.files.prints import print_of
 
 READ_THREADS = 8
 """Reading files is mostly waiting for the disk."""
-PART_BYTES = 4096
-"""Bytes that are compared in the middle of files of one size; nearly all that differ do so there."""
 
 
 def listed_files(folder: Path, images: Iterable[dict[str, Any]]) -> dict[Path, str]:
@@ -29,7 +28,7 @@ def find_same(paths: Sequence[Path]) -> list[list[Path]]:
     alike: dict[tuple[Hashable, ...], list[Path]] = {(): list(paths)}
     with ThreadPoolExecutor(READ_THREADS) as pool:
         # Each test costs more than the one before, but has fewer files left.
-        for look in (_size, _middle, _digest):
+        for look in (_size, print_of, _digest):
             members = [(key, path) for key, group in alike.items() for path in group]
             seen = pool.map(functools.partial(_try, look), [path for _, path in members])
             parts = defaultdict(list)
@@ -49,12 +48,6 @@ def _try(look: Callable[[Path], Hashable], path: Path) -> Hashable:
 
 def _size(path: Path) -> Hashable:
     return path.stat().st_size or path  # empty files are damaged, and no pictures at all
-
-
-def _middle(path: Path) -> Hashable:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - PART_BYTES, 0) // 2)
-        return hashlib.sha256(file.read(PART_BYTES)).digest()
 
 
 def _digest(path: Path) -> Hashable:

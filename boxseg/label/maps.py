@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT, BoxSegConfig
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, flip_view
@@ -21,7 +20,7 @@ from boxseg.mask_parts import MaskPart
 from boxseg.ops.images import resized_shape
 from boxseg.ops.masks import resize_masks
 from boxseg.ops.neighbours import sample_cells
-from boxseg.predict.predictor import PADDED_TO, Predictor, padded_size
+from boxseg.predict.predictor import PADDED_TO, Predictor, of_one_size
 from boxseg.structures import Batch, Candidates, Sample
 from boxseg.teacher.candidates import pick_candidates
 
@@ -108,12 +107,8 @@ def take_close_up(predictor: Predictor, sample: Sample, row: int) -> CloseUp:
 def find_soft_masks(predictor: Predictor, close_ups: Sequence[CloseUp]) -> list[SoftMask]:
     """What the network says about each close-up, which does not depend on the other ones."""
     at_once = CLOSE_UPS_AT_ONCE.get(predictor.device.type, 1)
-    # Only close-ups of the same size share a batch: padding would change what the network says.
-    by_size: dict[Size, list[int]] = {}
-    for place, close_up in enumerate(close_ups):
-        by_size.setdefault(padded_size(close_up.view), []).append(place)
     soft_masks: dict[int, SoftMask] = {}
-    for alike in by_size.values():
+    for alike in of_one_size([close_up.view for close_up in close_ups]):
         for start in range(0, len(alike), at_once):
             places = alike[start : start + at_once]
             found = _look_twice(predictor, [close_ups[place] for place in places])

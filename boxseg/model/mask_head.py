@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from boxseg.config.method import CondConfig
 from boxseg.errors import ShapeError
+from boxseg.model.fcos import grid_locations
 from boxseg.ops.masks import aligned_bilinear
 from boxseg.structures import Windows
 
@@ -142,14 +143,10 @@ class DynamicMaskHead(nn.Module):
 
 def with_coordinates(mask_features: Tensor) -> Tensor:
     """The pixel (x, y) of each cell in front of its features, float32: (B, F, h, w) -> (B, 2 + F, h, w)."""
-    batch, _, *sides = mask_features.shape
-    lines = [
-        torch.arange(side, device=mask_features.device) * FEATURE_STRIDE + FEATURE_STRIDE // 2
-        for side in sides
-    ]
-    y, x = torch.meshgrid(*lines, indexing="ij")
-    pixels = torch.stack([x, y]).float().expand(batch, -1, -1, -1)
-    return torch.cat([pixels, mask_features.float()], dim=1)
+    batch, _, height, width = mask_features.shape
+    pixels = grid_locations(height, width, FEATURE_STRIDE, device=mask_features.device)
+    maps = pixels.T.reshape(2, height, width).expand(batch, -1, -1, -1)
+    return torch.cat([maps, mask_features.float()], dim=1)
 
 
 def _take_windows(maps: Tensor, image_index: Tensor, windows: Windows) -> Tensor:

@@ -108,20 +108,15 @@ class Predictor:
         return detections
 
     def _collate(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Batch]]:
-        """Places in `images`, and these images as a batch.
-
-        Only images of one size in the network share a batch: more padding would change the network's output.
-        """
+        """Places in `images`, and these images as a batch."""
         train = self.config.train
-        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         views: list[View] = []
         no_boxes, no_labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
-        for place, image in enumerate(images):
+        for image in images:
             size = (image.shape[1], image.shape[2])
             sample = Sample(image, no_boxes, no_labels, image_id=-1, original_size=size)
             views.append(resize_only(sample, train.eval_short_side, train.max_size))
-            by_size[padded_size(views[place])].append(place)
-        for places in by_size.values():  # in the order of their first images
+        for places in of_one_size(views):
             alike = [views[place] for place in places]
             yield places, collate(alike, divisor=PADDED_TO, device=self.device)
 
@@ -178,10 +173,16 @@ def in_batches(items: Iterable[T], *, size: int, pixels: Callable[[T], int]) -> 
         yield batch
 
 
-def padded_size(view: View) -> tuple[int, int]:
-    """(height, width) that a view has as the only one of its batch, pixels."""
-    height, width = (-(-side // PADDED_TO) * PADDED_TO for side in view.size)
-    return height, width
+def of_one_size(views: Sequence[View]) -> list[list[int]]:
+    """Places of the views that may share a batch, in the order of their first ones.
+
+    They have one size in the network: more padding than a view has alone would change the network's output.
+    """
+    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, view in enumerate(views):
+        size = tuple(-(-side // PADDED_TO) for side in view.size)  # rounded up
+        by_size[size].append(place)
+    return list(by_size.values())
 
 
 def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

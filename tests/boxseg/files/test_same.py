@@ -1,17 +1,18 @@
 """Files with the same bytes are found, whatever their names."""
 
-from boxseg.files.same import PART_BYTES, find_same
+from boxseg.files.prints import PART_BYTES
+from boxseg.files.same import find_same
 
 
 def test_files_with_the_same_bytes_are_one_group(tmp_path):
-    middle = b"m" * PART_BYTES
+    part = b"p" * PART_BYTES
     contents = {
         "a": b"one",
         "b": b"two",  # of the same size
         "c": b"one",
-        "d": b"start" + middle + b"other",
-        "e": b"START" + middle + b"other",  # the same in the middle
-        "f": b"START" + middle + b"other",
+        "d": part + b"other" + 4 * part,
+        "e": part + b"OTHER" + 4 * part,  # the same at both ends and in the middle
+        "f": part + b"OTHER" + 4 * part,
         "empty": b"",
         "nothing": b"",
     }
