@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from math import cos, pi
-from typing import Literal
 
 import torch
 from torch import nn
@@ -43,25 +41,19 @@ def build_optimizer(network: nn.Module, settings: SolverConfig) -> Optimizer:
     return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
 
 
-def lr_factor(
-    step: int,
-    *,
-    steps: int,
-    warmup_steps: int,
-    schedule: Literal["multistep", "cosine"],
-    milestones: Sequence[float],
-) -> float:
+def lr_factor(step: int, steps: int, settings: SolverConfig) -> float:
     """Factor on the base learning rate at `step` (0-based) of `steps`; in (0, 1].
 
-    The warm-up multiplies the schedule, so that a milestone inside it is not lost.
+    The warm-up, here in steps, multiplies the schedule, so that a milestone inside it is not lost.
     Source: `docs/method.md#optimizer-and-schedule`.
     """
-    warm = 1.0
+    warm, warmup_steps = 1.0, round(settings.warmup)
     if step < warmup_steps:
         warm = WARMUP_START + (1 - WARMUP_START) * step / warmup_steps
-    if schedule == "cosine":
+    if settings.schedule == "cosine":
         return warm * 0.5 * (1 + cos(pi * min(step / steps, 1.0)))
-    return warm * 0.1 ** bisect_right([round(share * steps) for share in milestones], step)
+    milestones = [round(share * steps) for share in settings.milestones]
+    return warm * 0.1 ** bisect_right(milestones, step)
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:

@@ -158,15 +158,7 @@ def optimise(trainer: Trainer, batch: Batch, step: int) -> dict[str, Tensor]:
 
     With `train.accumulate` the batch comes in parts whose gradients add up to that of the mean over the images.
     """
-    solver = trainer.config.solver
-    factor = lr_factor(
-        step,
-        steps=trainer.steps,
-        warmup_steps=round(solver.warmup),
-        schedule=solver.schedule,
-        milestones=solver.milestones,
-    )
-    set_lr(trainer.optimizer, factor)
+    set_lr(trainer.optimizer, lr_factor(step, trainer.steps, trainer.config.solver))
     update_ema(trainer, step)
     trainer.optimizer.zero_grad(set_to_none=True)
     parts = batch.split(trainer.config.train.accumulate)

@@ -85,9 +85,7 @@ def _rank(
         original_height, original_width = batch.original_sizes[image]
         scale = original_height * original_width / (height * width)
         areas = box_area(batch.boxes[image]) * scale  # px² of the original image
-        k_per_box = adaptive_k(
-            areas, k_min=qam.k_min, k_max=qam.k_max, area_s=qam.area_s, area_l=qam.area_l
-        ).round()
+        k_per_box = adaptive_k(areas, qam).round()
         limits = qam.model_copy(update={"k_top": qam.k_max})
     return order_candidates(
         view.boxes[image], batch.labels[image], detections, limits, k_per_box=k_per_box

@@ -145,30 +145,21 @@ def kept_candidates(rankings: list[Ranking]) -> list[Chosen]:
     return chosen
 
 
-def adaptive_k(
-    areas: Tensor,
-    *,
-    k_min: int = 5,
-    k_max: int = 20,
-    area_s: float = 32.0**2,
-    area_l: float = 96.0**2,
-) -> Tensor:
+def adaptive_k(areas: Tensor, settings: QamConfig) -> Tensor:
     """Number of candidates that a box of some area deserves.
 
     Args:
         areas: Float (N,), px² of the original image.
-        k_min: Number up to `area_s`.
-        k_max: Number from `area_l` on.
-        area_s: Area of a small box, same unit.
-        area_l: Area of a large box, same unit.
+        settings: `k_min` up to the area `area_s`, `k_max` from `area_l` on.
 
     Returns:
         Float (N,) in [k_min, k_max], linear in the root of the area between; not rounded.
 
     Source: the paper's idea with constants of this project; `docs/method.md#ranking`.
 
-    >>> adaptive_k(torch.tensor([32.0**2, 64.0**2, 96.0**2]))
+    >>> adaptive_k(torch.tensor([32.0**2, 64.0**2, 96.0**2]), QamConfig())
     tensor([ 5.0000, 12.5000, 20.0000])
     """
-    share = (areas.sqrt() - area_s**0.5) / (area_l**0.5 - area_s**0.5)
-    return k_min + (k_max - k_min) * share.clamp(0, 1)
+    small, large = settings.area_s**0.5, settings.area_l**0.5
+    share = (areas.sqrt() - small) / (large - small)
+    return settings.k_min + (settings.k_max - settings.k_min) * share.clamp(0, 1)

@@ -7,29 +7,26 @@ from torch import nn
 from boxseg.config.method import SolverConfig
 from boxseg.engine.optim import build_optimizer, lr_factor, set_lr
 
-OFFICIAL = {
-    "steps": 90_000,
-    "schedule": "multistep",
-    "milestones": (60_000 / 90_000, 80_000 / 90_000),
-}
+STEPS = 90_000
 
 
 def test_warm_up_matches_the_worked_number():
-    assert 0.01 * lr_factor(19, warmup_steps=100, **OFFICIAL) == pytest.approx(0.0019081, abs=1e-9)
+    assert 0.01 * lr_factor(19, STEPS, SolverConfig(warmup=100)) == pytest.approx(
+        0.0019081, abs=1e-9
+    )
 
 
 def test_multistep_falls_by_ten_at_each_milestone():
-    rates = [
-        lr_factor(step, warmup_steps=1000, **OFFICIAL) for step in (59_999, 60_000, 79_999, 80_000)
-    ]
+    solver = SolverConfig(warmup=1000)
+    rates = [lr_factor(step, STEPS, solver) for step in (59_999, 60_000, 79_999, 80_000)]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_cosine_ends_near_zero():
-    settings = {"steps": 100, "schedule": "cosine", "milestones": (), "warmup_steps": 0}
-    assert lr_factor(0, **settings) == 1
-    assert lr_factor(50, **settings) == pytest.approx(0.5)
-    assert 0 < lr_factor(99, **settings) < 0.001
+    solver = SolverConfig(schedule="cosine", warmup=0)
+    assert lr_factor(0, 100, solver) == 1
+    assert lr_factor(50, 100, solver) == pytest.approx(0.5)
+    assert 0 < lr_factor(99, 100, solver) < 0.001
 
 
 class Network(nn.Module):

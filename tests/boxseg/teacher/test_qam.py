@@ -151,7 +151,9 @@ def test_quality_is_in_the_unit_interval_and_zero_only_without_a_mask(seed, fusi
     [(2500, 9.21875), (4096, 12.5), (1024, 5), (100, 5), (9216, 20), (1e6, 20)],
 )
 def test_adaptive_k_of_the_worked_examples(area, expected):
-    assert float(adaptive_k(torch.tensor([float(area)]))) == pytest.approx(expected, abs=1e-5)
+    assert float(adaptive_k(torch.tensor([float(area)]), QamConfig())) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def detections():
