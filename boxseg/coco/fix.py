@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ def write_fixed(source: CocoSource, output: Path) -> Changes:
             f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)"
         )
     changes = Changes()
-
-    def keep(image: Entry) -> bool:
-        return _keep_image(image, source.images, output / IMAGES, changes)
-
+    keep = partial(_keep_image, folder=source.images, output=output / IMAGES, changes=changes)
     clean_content(content, changes, path=source.annotations, keep_image=keep, folder=source.images)
     (output / IMAGES).mkdir(parents=True, exist_ok=True)  # no image may be left
     write_atomic(output / ANNOTATIONS, json.dumps(content))

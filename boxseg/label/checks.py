@@ -13,21 +13,16 @@ from boxseg.mask_parts import MaskPart
 SMALL_PIECE = 0.02
 """Pieces smaller than this share of the mask are specks and do not count."""
 
-DOUBTS: dict[str, Callable[[float], bool]] = {
-    "outside": lambda share: share > 0.02,
-    "gap": lambda share: share > 0.1,
-    "fill": lambda share: share < 0.15 or share > 0.97,
-    "pieces": lambda count: count != 1,
+DOUBTS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "outside": (lambda share: share > 0.02, "reach beyond their box"),
+    "gap": (lambda share: share > 0.1, "leave a side of their box untouched"),
+    "fill": (
+        lambda share: share < 0.15 or share > 0.97,
+        "fill less than 15 % or more than 97 % of their box",
+    ),
+    "pieces": (lambda count: count != 1, "are not in one piece"),
 }
-"""Measure of `check_mask` -> whether a value of it is doubtful."""
-
-MEANINGS = {
-    "outside": "reach beyond their box",
-    "gap": "leave a side of their box untouched",
-    "fill": "fill less than 15 % or more than 97 % of their box",
-    "pieces": "are not in one piece",
-}
-"""Doubtful measure -> a phrase that says what is wrong with masks."""
+"""Measure of `check_mask` -> whether a value of it is doubtful, and a phrase that says what is wrong then."""
 
 
 def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
@@ -40,10 +35,10 @@ def shared_doubt(doubts: Mapping[str, int], masks: int) -> str | None:
     if not doubts:
         return None
     name = max(doubts, key=lambda name: doubts[name])
-    count = doubts[name]
+    count, (_, meaning) = doubts[name], DOUBTS[name]
     if 2 * count <= masks:
         return None
-    return f"{count} of {masks} masks {MEANINGS[name]} ({name}): look at them before you use any"
+    return f"{count} of {masks} masks {meaning} ({name}): look at them before you use any"
 
 
 def check_mask(

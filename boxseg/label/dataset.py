@@ -232,7 +232,7 @@ def _label_of(
         "quality": quality,
         "candidates": candidates,
         "checks": checks,
-        "doubts": [name for name, is_doubtful in DOUBTS.items() if is_doubtful(checks[name])],
+        "doubts": [name for name, (is_bad, _) in DOUBTS.items() if is_bad(checks[name])],
     }
 
 

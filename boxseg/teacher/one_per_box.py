@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
-from boxseg.config.method import BoxSegConfig, FcosConfig
+from boxseg.config.method import BoxSegConfig
 from boxseg.ops.boxes import box_area, box_iou
 from boxseg.ops.detections import choose_detections
 from boxseg.structures import Batch, Candidates, MaskFrame, MaskNetwork, RawDetections
@@ -43,7 +43,10 @@ def one_per_box(
     Source: BoxTeacher (arXiv 2210.05174); `docs/method.md#one-detection-per-box`.
     """
     qam, frame = config.qam, mask_frame(batch, view, image, config.qam)
-    best = _suppress(detections, view.sizes[image], config.fcos)
+    best = choose_detections(detections, config.fcos)
+    # Cut to the image, as boxes are in predictions.
+    best = replace(best, boxes=clip_boxes_to_image(best.boxes, view.sizes[image]))
+    best = best.take(box_area(best.boxes) > 0)
     probs = whole_masks(network, predictions, best.handle, batch, view, image, frame)
     confidence = _confidence(probs, frame, qam.mask_thr)
     rank = (best.scores * confidence).sqrt().argsort(descending=True, stable=True)
@@ -52,13 +55,6 @@ def one_per_box(
         iou, rank, iou_thr=qam.iou_thr, overwrite=config.teacher.nms_overwrite
     )
     return Candidates(probs[index], best.scores[index], iou[index, box_index], box_index, frame)
-
-
-def _suppress(raw: RawDetections, size: tuple[int, int], fcos: FcosConfig) -> RawDetections:
-    """The best detections after NMS, their boxes cut to the image as they are in predictions."""
-    best = choose_detections(raw, fcos)
-    best = replace(best, boxes=clip_boxes_to_image(best.boxes, size))
-    return best.take(box_area(best.boxes) > 0)
 
 
 def _confidence(probs: Tensor, frame: MaskFrame | None, mask_thr: float) -> Tensor:

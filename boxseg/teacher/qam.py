@@ -16,11 +16,11 @@ from torch import Tensor
 from boxseg.config.method import QamConfig
 from boxseg.ops.masks import box_masks
 from boxseg.ops.neighbours import sample_cells
-from boxseg.ops.per_box import count_per_box, mean_per_box
+from boxseg.ops.per_box import count_per_box, mean_per_box, sum_per_box
 from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
 from boxseg.teacher.enlarge import by_boxes
 from boxseg.teacher.fusion import fuse_masks
-from boxseg.teacher.quality import score_masks, score_single_detections
+from boxseg.teacher.quality import mask_confidence, score_masks
 from boxseg.teacher.ranking import rank_candidates
 from boxseg.teacher.refine import refine_by_color, refined_quality
 
@@ -70,17 +70,20 @@ def make_pseudo_masks(
 def label_by_detections(
     candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
 ) -> PseudoMasks:
-    """BoxTeacher: the mask of the one detection that each box got. Colours have no say."""
+    """BoxTeacher: the mask of the one detection that each box got, with quality sqrt(sqrt(score) x mask confidence).
+
+    Colours have no say.
+    """
 
     def fuse(part: Candidates, num_boxes: int) -> Fused:
         probs, box_index = part.mask_probs, part.box_index
         mask, soft = fuse_masks(
             probs, box_index, num_boxes, mask_thr=settings.mask_thr, fusion="weighted"
         )
-        quality, score = score_single_detections(
-            probs, part.score, box_index, num_boxes, mask_thr=settings.mask_thr
-        )
-        return mask, soft, quality, score
+        confidence = mask_confidence(probs, mask_thr=settings.mask_thr)
+        # Of one candidate at most, a sum is its value, or 0 without one.
+        quality = sum_per_box((part.score.sqrt() * confidence).sqrt(), box_index, num_boxes)
+        return mask, soft, quality, sum_per_box(part.score, box_index, num_boxes)
 
     return _fuse_in_parts(candidates, boxes, fuse)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from boxseg.ops.per_box import mean_per_box, sum_per_box
+from boxseg.ops.per_box import mean_per_box
 from boxseg.structures import PseudoMasks
 from boxseg.teacher.fusion import check_candidates
 
@@ -80,12 +80,3 @@ def mask_confidence(mask_probs: Tensor, *, mask_thr: float = 0.5) -> Tensor:
     """Mean probability (C,) over the pixels of (C, h, w) above `mask_thr`; 0 where there is none."""
     binary = mask_probs > mask_thr
     return (mask_probs * binary).sum(dim=(1, 2)) / (binary.sum(dim=(1, 2)) + 1e-6)
-
-
-def score_single_detections(
-    mask_probs: Tensor, scores: Tensor, box_index: Tensor, num_boxes: int, *, mask_thr: float
-) -> tuple[Tensor, Tensor]:
-    """BoxTeacher's quality sqrt(sqrt(score) x mask confidence) of at most one candidate per box, and its score."""
-    quality = (scores.sqrt() * mask_confidence(mask_probs, mask_thr=mask_thr)).sqrt()
-    # With one candidate at most, the sum is its value, or 0 without one.
-    return sum_per_box(quality, box_index, num_boxes), sum_per_box(scores, box_index, num_boxes)
