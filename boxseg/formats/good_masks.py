@@ -111,8 +111,7 @@ class _Object:
             )
         segmentation = annotation.get("segmentation")
         if not segmentation:
-            is_its_box = _is_its_box(annotation, 0, size)
-            return cls(annotation, 0, is_its_box, is_away=False, is_misfit=False)
+            return cls(annotation, 0, is_its_box=False, is_away=False, is_misfit=False)
         with naming(place):
             area = mask_area(segmentation, size)
         mask = MaskSummary.of(segmentation)

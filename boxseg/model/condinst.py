@@ -100,9 +100,12 @@ class CondInst(PyramidNetwork):
         Returns:
             Float32 (n, H/4, W/4), on the grid of the padded images; n may be 0.
         """
-        cells = with_coordinates(predictions.mask_features)
-        return self._draw(
-            predictions, cells, self._params(predictions, image_index, handle), image_index, handle
+        return self.mask_head(
+            with_coordinates(predictions.mask_features),
+            params=self._params(predictions, image_index, handle),
+            image_index=image_index,
+            locations=predictions.locations[handle],
+            levels=predictions.levels[handle],
         )
 
     def window_logits(
@@ -126,37 +129,19 @@ class CondInst(PyramidNetwork):
             memory_format=torch.channels_last
         )
         for index, windows in parts:
-            yield self._draw(
-                predictions,
+            yield self.mask_head(
                 cells,
-                params[which[index]],
-                image_index[index],
-                handle[index],
-                windows.coarser(FEATURE_STRIDE // MASK_STRIDE),
+                params=params[which[index]],
+                image_index=image_index[index],
+                locations=predictions.locations[handle[index]],
+                levels=predictions.levels[handle[index]],
+                windows=windows.coarser(FEATURE_STRIDE // MASK_STRIDE),
             )
 
     def _params(self, predictions: Predictions, image_index: Tensor, handle: Tensor) -> Tensor:
         """Parameters (n, P) of the dynamic mask head."""
         return self.head.controller_at(
             predictions.controller_maps, image_index, predictions.patches[handle]
-        )
-
-    def _draw(
-        self,
-        predictions: Predictions,
-        cells: Tensor,
-        params: Tensor,
-        image_index: Tensor,
-        handle: Tensor,
-        windows: Windows | None = None,
-    ) -> Tensor:
-        return self.mask_head(
-            cells,
-            params=params,
-            image_index=image_index,
-            locations=predictions.locations[handle],
-            levels=predictions.levels[handle],
-            windows=windows,
         )
 
     def detect(
