@@ -125,7 +125,7 @@ def _evaluate_network(
         # Encodes one batch while the network looks at the next.
         with ThreadPoolExecutor(max_workers=1) as encoder:
             for batch in batches:
-                detections = _find(trainer, network, batch, batch_size, watcher)
+                detections = watcher.look(network, batch, at_once=batch_size)
                 if encoded:
                     encoded[-1].result()  # masks take memory, so no more than one batch waits
                 encoded.append(encoder.submit(list, map(encode_detections, detections)))
@@ -138,24 +138,6 @@ def _evaluate_network(
         image_ids=[data.image_id(index) for index in range(count)],
         category_ids=data.category_ids,
     )
-
-
-def _find(
-    trainer: Trainer,
-    network: MaskNetwork,
-    batch: Batch,
-    at_once: int,
-    watcher: PseudoMaskWatcher,
-) -> list[Detections]:
-    """What a network finds in a batch; the teacher's output gives the pseudo masks as well, without another look."""
-    finder = Finder(network, batch, trainer.config.fcos)
-    for tiles in cut_tiles(batch, side=trainer.config.train.eval_tile, at_once=at_once):
-        with trainer.autocast():
-            predictions = network(tiles.batch.weak, tiles.batch.valid)
-            finder.add(tiles, predictions)
-        if network is trainer.teacher:
-            watcher.watch_labels(tiles, predictions)
-    return finder.detections()
 
 
 class PseudoMaskWatcher:
@@ -175,7 +157,19 @@ class PseudoMaskWatcher:
         self._labels: dict[int, tuple[Tensor, Tensor]] = {}
         self._seen: dict[int, tuple[Batch, int, Detections]] = {}
 
-    def watch_labels(self, tiles: Tiles, predictions: Any) -> None:
+    def look(self, network: MaskNetwork, batch: Batch, *, at_once: int) -> list[Detections]:
+        """What a network finds in a batch; the teacher's output gives the pseudo masks too, without another look."""
+        trainer = self._trainer
+        finder = Finder(network, batch, trainer.config.fcos)
+        for tiles in cut_tiles(batch, side=trainer.config.train.eval_tile, at_once=at_once):
+            with trainer.autocast():
+                predictions = network(tiles.batch.weak, tiles.batch.valid)
+                finder.add(tiles, predictions)
+            if network is trainer.teacher:
+                self._label(tiles, predictions)
+        return finder.detections()
+
+    def _label(self, tiles: Tiles, predictions: Any) -> None:
         """Pseudo masks that the teacher would give the true boxes in some tiles of a batch."""
         trainer, part = self._trainer, tiles.batch
         assert trainer.teacher is not None
