@@ -15,6 +15,8 @@ from PIL import Image
 from boxseg.coco.odd_entries import corners
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
 from boxseg.evaluation.panels import MARGIN, scale_picture
+from boxseg.files.images import count_pages
+from boxseg.files.pixels import is_deep
 from boxseg.files.reading import UnreadableError, read_picture
 from boxseg.files.writing import write_picture
 from boxseg.mask_parts import MaskPart
@@ -61,8 +63,8 @@ def find_outlines(part: MaskPart) -> list[list[float]]:
 
 
 def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) -> str:
-    """URL of a whole picture for a page in `folder`: the file itself, or `folder/name` where browsers would turn it, or
-    do not know its format."""
+    """URL of a whole picture for a page in `folder`: the file itself, or `folder/name` where browsers do not know its
+    format or would show something else: it turned, moving, or 12 of 16 bits nearly black."""
     try:
         is_plain = read_picture(path, _is_plain)
     except UnreadableError:  # a damaged EXIF block: the pixels were read already
@@ -75,7 +77,10 @@ def find_whole(path: Path, picture: NDArray[np.uint8], folder: Path, name: str) 
 
 
 def _is_plain(picture: Image.Image) -> bool:
-    return picture.format in BROWSER_FORMATS and picture.getexif().get(EXIF_ORIENTATION, 1) == 1
+    # Before EXIF is read, for which PIL may decode all pixels.
+    is_other = is_deep(picture) or count_pages(picture) > 1
+    is_turned = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+    return picture.format in BROWSER_FORMATS and not is_other and not is_turned
 
 
 def _write_jpeg(picture: Image.Image, path: Path) -> None:

@@ -360,6 +360,18 @@ def test_a_picture_that_browsers_would_turn_is_shown_as_it_is_stored(tmp_path):
         assert copy.getexif().get(0x0112, 1) == 1
 
 
+def test_a_picture_that_browsers_would_show_dark_or_moving_is_shown_as_it_is_read(tmp_path):
+    pixels = np.full((20, 30, 3), 200, dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), pixels[..., 0].astype(np.uint16) * 16)
+    cv2.imwrite(str(tmp_path / "rgb.png"), pixels.astype(np.uint16) * 16)
+    frames = [Image.fromarray(pixels), Image.fromarray(pixels // 2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for path in sorted(tmp_path.glob("*.*")):
+        assert find_whole(path, pixels, tmp_path / "review", f"{path.stem}.jpg").endswith(".jpg")
+        copy = Image.open(tmp_path / f"review/{path.stem}.jpg")
+        assert copy.getpixel((9, 9)) == (200, 200, 200)
+
+
 def test_a_crowd_cannot_be_decided_about(data, labels, tmp_path):
     content = read(labels / "labels.coco.json")
     content["annotations"].append({**content["annotations"][0], "id": 777, "iscrowd": 1})
