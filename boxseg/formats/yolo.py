@@ -22,7 +22,7 @@ from boxseg.coco.writer import CocoSplit
 from boxseg.errors import DataError
 from boxseg.files.images import IMAGE_ENDINGS, image_files
 from boxseg.files.names import Names, files_in
-from boxseg.files.reading import UnreadableError, read_picture, read_yaml
+from boxseg.files.reading import DOES_NOT_EXIST, UnreadableError, read_picture, read_yaml
 from boxseg.formats.common import Splits, TurnedPicture, example_json, read_listing
 from boxseg.formats.yolo_writer import SPLITS
 
@@ -125,10 +125,11 @@ def _require_readable(tally: Tally, source: Path) -> None:
     if not tally.unreadable:
         return
     first = tally.unreadable[0]
-    match = Names.below(source).find(str(first.args[0]))
-    hint = (
-        f"; {match!r} is there: lists have paths with /, from their own folder on" if match else ""
-    )
+    hint = ""
+    if first.value == DOES_NOT_EXIST:
+        match = Names.below(source).find(str(first.args[0]))
+        if match is not None:
+            hint = f"; {match!r} is there: lists have paths with /, from their own folder on"
     raise DataError(
         f"{source}: none of {len(tally.unreadable)} images can be read; the first: {first}{hint}"
     )

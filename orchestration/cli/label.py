@@ -180,7 +180,12 @@ def _warn_of_doubts(run: str, storage: Path, classes: list[str]) -> list[str]:
 
 
 def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
-    """Print data, settings and time; files in `imports` are named as they would be called in the output."""
+    """Print data, settings and time; files in `imports` are named as they would be called in the output.
+
+    Raises:
+        DataError: the boxes cannot be trained on, which would end the command at once.
+    """
+    from boxseg.coco.checks import require_usable
     from orchestration.execute.label_run import describe_time
     from orchestration.planning.recipe import Machine
 
@@ -194,6 +199,7 @@ def _print_plan(task: LabelTask, imports: Path, as_json: bool) -> None:
         for line in recipe.text().splitlines():
             print_line(line)
     say(describe_time(recipe))
+    require_usable(task.train_on, training=True)
 
 
 def _train(task: LabelTask) -> tuple[str, dict[str, str]]:

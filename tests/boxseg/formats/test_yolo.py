@@ -166,6 +166,11 @@ def test_a_folder_of_which_no_image_can_be_read_is_refused(folder):
         DataError, match=r"none of 2 images can be read; the first: .*data/a\.png: does not exist"
     ):
         convert(folder, "yolo")
+    (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: images/train\n")
+    for path in (folder / "images/train").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"images can be read; the first: .* file\)$"):
+        convert(folder, "yolo")
 
 
 @pytest.mark.timeout(60)

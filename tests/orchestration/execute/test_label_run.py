@@ -187,6 +187,15 @@ def test_a_plan_shows_all_and_writes_nothing_and_loads_no_torch(done):
     assert "for 6 updates" in shown.stderr
 
 
+def test_a_plan_of_what_would_be_refused_ends_with_the_reason(ask, capsys):
+    pictures = Path(ask[ask.index("--images") + 1])
+    next(pictures.iterdir()).write_bytes(b"no picture")
+    assert run([*ask, "--plan"]) == run(ask) == 3
+    told = capsys.readouterr()
+    assert "for 6 updates" in told.err
+    assert told.err.count("error: ") == 2
+
+
 def test_a_plan_of_a_yolo_folder_writes_nothing_either(done, capsys):
     before = sorted(Path().rglob("*"))
     assert run(["label", "out/yolo", "--plan", "--json"]) == 0
