@@ -92,12 +92,9 @@ class Predictor:
             DataError: a file is missing or cannot be read.
             ShapeError: a tensor or array has another shape or dtype, or `images` is one image.
         """
-        # Letters of a path and rows of an image are no images, and what is said of them would not help.
-        if isinstance(images, (str, Path)) or getattr(images, "ndim", 0) == 3:
-            raise ShapeError("images is one image; a list of images is needed (write [image])")
         detections: list[Detections] = []
         batches = in_batches(
-            map(as_image, images), size=self.batch_size, pixels=lambda image: image[0].numel()
+            as_images(images), size=self.batch_size, pixels=lambda image: image[0].numel()
         )
         for batch in batches:
             by_place: dict[int, Detections] = {}
@@ -183,6 +180,18 @@ def of_one_size(views: Sequence[View]) -> list[list[int]]:
         size = tuple(-(-side // PADDED_TO) for side in view.size)  # rounded up
         by_size[size].append(place)
     return list(by_size.values())
+
+
+def as_images(images: Iterable[str | Path | Tensor | np.ndarray]) -> Iterator[Tensor]:
+    """Each image in turn, see `as_image`.
+
+    Raises:
+        ShapeError: `images` is one image.
+    """
+    # Letters of a path and rows of an image are no images, and what is said of them would not help.
+    if isinstance(images, (str, Path)) or getattr(images, "ndim", 0) == 3:
+        raise ShapeError("images is one image; a list of images is needed (write [image])")
+    return map(as_image, images)
 
 
 def as_image(item: str | Path | Tensor | np.ndarray) -> Tensor:

@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from boxseg.config.criterion import MIN_SCORE
-from boxseg.errors import DataError
-from orchestration.cli.options import AsJson, Device, Images, Run, Storage, optional, require_room
+from boxseg.errors import ConfigError, DataError
+from orchestration.cli.options import (
+    AsJson,
+    Device,
+    Images,
+    Refine,
+    Run,
+    Storage,
+    optional,
+    require_room,
+)
 from orchestration.cli.output import print_json, print_pairs, print_table, say, warn
 
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
-    from boxseg.data.mask_files import MaskFile
     from boxseg.evaluation.ap import CocoScores, ImageResult
 
 WORST = 20
@@ -27,6 +35,7 @@ def evaluate(
     data: Path = typer.Option(..., metavar="FILE.json|URI", help="COCO file to evaluate on."),
     images: Images = None,
     output: Path = typer.Option(Path("evaluation"), metavar="DIR", help="Folder of pictures."),
+    refine: Refine = False,
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -46,14 +55,23 @@ def evaluate(
     # refuses a file that cannot be read, before torch is loaded
     classes = read_data(found_data, to_evaluate=True)
     file = open_detections(run, classes=classes, data=data, storage=storage)
+    if file is not None and refine:
+        raise ConfigError(f"--refine: {run} is a file; only what a run finds can be refined")
 
     # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
     from boxseg.evaluation.pictures import draw_worst
-    from boxseg.evaluation.scoring import score_detections
+    from boxseg.evaluation.scoring import find_objects, read_objects, score_detections
+    from orchestration.execute.trained import open_predictor
+    from orchestration.record.progress import counted
 
     source = CocoBoxes(found_data, train=False)
-    detections = _detections(file or run, source, device=device, storage=storage)
+    if file is not None:
+        detections = read_objects(file, source)
+    else:
+        predictor = open_predictor(run, storage=storage, device=device, refine=refine)
+        objects = find_objects(predictor, source)
+        detections = list(counted(objects, len(source), what="images"))
     scores = score_detections(source, detections)
     shown: dict[str, Any] = {"run": run, "data": named(data), "images": len(source)}
     shown |= _measured(source, detections, scores)
@@ -74,20 +92,6 @@ def evaluate(
     print_table(("class", *columns), rows)
     if "worst" in shown:
         print_pairs([("worst images", shown["worst"])])
-
-
-def _detections(
-    named: MaskFile | str, source: CocoBoxes, *, device: str, storage: Path
-) -> list[ImageResult]:
-    """Detections of a run, or those that a file holds."""
-    from boxseg.evaluation.scoring import find_objects, read_objects
-    from orchestration.execute.trained import open_predictor
-    from orchestration.record.progress import counted
-
-    if not isinstance(named, str):
-        return read_objects(named, source)
-    predictor = open_predictor(named, storage=storage, device=device)
-    return list(counted(find_objects(predictor, source), len(source), what="images"))
 
 
 def _measured(
@@ -125,6 +129,7 @@ def predict(
     overlays: bool = typer.Option(
         True, "--overlays/--no-overlays", help="Draw a PNG of each image."
     ),
+    refine: Refine = False,
     device: Device = "auto",
     storage: Storage = Path("runs"),
     as_json: AsJson = False,
@@ -155,7 +160,7 @@ def predict(
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 
-    predictor = open_predictor(run, storage=storage, device=device)
+    predictor = open_predictor(run, storage=storage, device=device, refine=refine)
     output.mkdir(parents=True, exist_ok=True)
     parts, skipped = [], 0
     results = predict_files(

@@ -12,21 +12,25 @@ if TYPE_CHECKING:
     from boxseg.predict import Predictor
 
 
-def open_predictor(run: str, *, storage: Path, device: str) -> Predictor:
+def open_predictor(run: str, *, storage: Path, device: str, refine: bool = False) -> Predictor:
     """The better network of a run, ready to use.
 
     Args:
         run: Id, folder or name of a run, `best:SWEEP`, or a checkpoint folder.
         storage: Folder that holds the runs.
         device: See `find_device`.
+        refine: Whether it looks closer at what it finds, see `RefiningPredictor`.
 
     Raises:
         ConfigError: there is no such run or device.
         CheckpointError: the run has no sound checkpoint.
     """
-    from boxseg.predict import Predictor  # loads torch
+    # load torch
+    from boxseg.label.refined import RefiningPredictor
+    from boxseg.predict import Predictor
 
-    return Predictor(find_trained(storage, run), device=find_device(device))
+    kind = RefiningPredictor if refine else Predictor
+    return kind(find_trained(storage, run), device=find_device(device))
 
 
 def find_device(name: str) -> str:

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from boxseg.label import refined
 from orchestration.cli.app import run
 
 
@@ -24,6 +26,26 @@ def test_a_run_is_compared_with_the_drawn_masks(trained_run, capsys):
     assert 0 <= shown["val/mask_ap"] < 1
     assert shown["val/mask_ap"] == shown["metrics"]["val/mask_ap"]
     assert Path("evaluation/worst.png").exists()
+
+
+def test_masks_are_refined_on_request(trained_run, capsys, monkeypatch):
+    monkeypatch.setattr(refined, "CONFIDENT", 0.0)  # the network of the tests is sure of nothing
+    label = Mock(wraps=refined.label_together)
+    monkeypatch.setattr(refined, "label_together", label)
+    assert evaluate(trained_run, trained_run.val.annotations, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    label.assert_not_called()
+    assert evaluate(trained_run, trained_run.val.annotations, "--json", "--refine") == 0
+    with_refined = json.loads(capsys.readouterr().out)
+    assert label.call_count == plain["images"]
+    assert with_refined["val/box_ap"] == plain["val/box_ap"]
+
+
+def test_masks_of_a_file_cannot_be_refined(trained_run, capsys):
+    drawn = str(trained_run.val.annotations)
+    images = ["--images", str(trained_run.val.images)]
+    assert run(["eval", drawn, "--data", drawn, *images, "--refine"]) == 2
+    assert "only what a run finds can be refined" in capsys.readouterr().err
 
 
 def test_masks_of_a_file_are_measured_as_those_of_a_run(trained_run, capsys):

@@ -8,6 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
+from boxseg.label import refined
 from orchestration.cli.app import run
 
 
@@ -49,6 +50,18 @@ def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_
         assert loaded.annToMask(each).sum() == each["area"]
     assert len(list(Path("predictions/overlays").glob("*.png"))) == 3
     assert Image.open("predictions/overlays/000001-a.png").size == (80, 60)
+
+
+def test_masks_are_refined_on_request(photos, trained_run, capsys, monkeypatch):
+    monkeypatch.setattr(refined, "CONFIDENT", 0.0)  # the network of the tests is sure of nothing
+    found = []
+    for more in ((), ("--refine",)):
+        assert predict(trained_run, "photos", "--min-score", "0.01", "--json", *more) == 0
+        found.append(json.loads(capsys.readouterr().out)["annotations"])
+    plain, with_refined = found
+    assert [each["bbox"] for each in with_refined] == [each["bbox"] for each in plain]
+    masks = [[each["segmentation"] for each in annotations] for annotations in found]
+    assert masks[0] != masks[1]
 
 
 def test_pictures_of_an_earlier_call_are_removed_and_others_are_kept(photos, trained_run):
