@@ -521,6 +521,9 @@ class FcosConfig(Config):
     """IoU above which the weaker of two detections of a class is dropped."""
     topk: int = Field(100, ge=1)
     """Detections per image."""
+    mask_boxes: bool = False
+    """Detections get the bounds of their masks as boxes, which after a short training fit better than those of the
+    head."""
     score_thr: float = Field(0.05, ge=0, lt=1)
     """Floor of a detection's confidence at evaluation."""
     pre_topk: int = Field(1000, ge=1)

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from boxseg.config.method import FcosConfig
 from boxseg.evaluation.tiles import Tiles
 from boxseg.mask_parts import MaskPart
-from boxseg.model.postprocess import finish_masks, postprocess
+from boxseg.model.postprocess import finish_masks, postprocess, with_mask_boxes
 from boxseg.ops.boxes import box_area, box_intersection, box_iou, scale_boxes
 from boxseg.ops.detections import choose_detections
 from boxseg.ops.masks import REACH, tight_boxes
@@ -57,10 +57,13 @@ class Finder:
     @torch.no_grad()
     def detections(self) -> list[Detections]:
         """Detections of all images as `postprocess` gives them, once all tiles were added."""
-        return [
+        found = [
             self._whole[image] if image in self._whole else self._join(image, parts)
             for image, parts in enumerate(self._parts)
         ]
+        if self._settings.mask_boxes:
+            found = [with_mask_boxes(of_image, self._settings.nms_thr) for of_image in found]
+        return found
 
     def _read(self, tiles: Tiles, position: int, predictions: Any, raw: RawDetections) -> _Part:
         """Detections in the tile at a position, in pixels of its image."""

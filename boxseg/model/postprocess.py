@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from boxseg.config.method import FcosConfig
 from boxseg.mask_parts import NO_MASK, Mask, MaskPart
@@ -55,6 +56,19 @@ def postprocess(
         found = Detections(boxes, scores, chosen.labels, parts, original_size, image_id)
         detections.append(found.take(scores.argsort(descending=True, stable=True)))
     return detections
+
+
+def with_mask_boxes(found: Detections, nms_thr: float) -> Detections:
+    """Detections with the bounds of their masks as boxes; the weaker of two that then overlap too much is dropped.
+
+    An empty mask leaves its box as it is.
+    """
+    boxes = found.boxes.clone()
+    for row, part in enumerate(found.parts):
+        if part.area:
+            boxes[row] = torch.tensor(part.bounds())
+    kept = batched_nms(boxes, found.scores, found.labels, nms_thr)
+    return replace(found, boxes=boxes).take(kept)
 
 
 def finish_masks(

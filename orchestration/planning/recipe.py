@@ -303,6 +303,11 @@ MODEL: tuple[Row, ...] = (
         4.0,
         "Boxes overlap their objects from the first update, so classes can be learnt at once.",
     ),
+    (
+        "fcos.mask_boxes",
+        True,
+        "After short training the bounds of a mask fit better than the box that was found.",
+    ),
 )
 SOLVER: tuple[Row, ...] = (
     ("solver.optimizer", "adamw", "Learns in hundreds of updates, not in ten thousands."),

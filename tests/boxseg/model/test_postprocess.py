@@ -1,11 +1,13 @@
 """Final detections from predictions made by hand."""
 
+import numpy as np
 import torch
 
 from boxseg.config.method import FcosConfig
-from boxseg.model.postprocess import postprocess
+from boxseg.mask_parts import cut_masks
+from boxseg.model.postprocess import postprocess, with_mask_boxes
 from boxseg.ops.detections import decode_detections
-from boxseg.structures import Batch, Predictions
+from boxseg.structures import Batch, Detections, Predictions
 
 SIZE = (64, 64)
 
@@ -149,3 +151,22 @@ def test_images_of_a_batch_are_treated_alike():
     results = run(predictions([[10, 10, 50, 50]], [[0.81]], [0.49], num_images=2))
     assert [result.image_id for result in results] == [7, 8]
     assert torch.equal(results[0].masks, results[1].masks)
+
+
+def test_boxes_can_be_the_bounds_of_masks_of_which_the_weaker_is_dropped():
+    masks = np.zeros((4, 8, 8), dtype=bool)
+    masks[0, 1:5, 2:7] = True
+    masks[1, 1:5, 2:8] = True
+    masks[2, 1:5, 2:7] = True
+    found = Detections(
+        boxes=torch.tensor([[0.0, 0, 8, 8], [0, 4, 8, 8], [3, 0, 8, 4], [1, 1, 3, 3]]),
+        scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
+        labels=torch.tensor([0, 0, 1, 0]),
+        parts=cut_masks(masks),
+        size=(8, 8),
+    )
+    kept = with_mask_boxes(found, nms_thr=0.6)
+    # Row 1 is row 0 again, row 2 is of another class, row 3 has no mask.
+    assert kept.boxes.tolist() == [[2, 1, 7, 5], [2, 1, 7, 5], [1, 1, 3, 3]]
+    torch.testing.assert_close(kept.scores, found.scores[[0, 2, 3]])
+    assert [part.area for part in kept.parts] == [20, 20, 0]
