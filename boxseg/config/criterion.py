@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["max", "min"]
+BEST_SCORE = "val/best_score"
+"""Metric of the score from which on detections are right and complete most often."""
 MIN_SCORE = 0.3
-"""Least score of the detections that `boxseg predict` and the served model give by default."""
+"""Least score of detections that are shown, where no evaluation knows a better one."""
+
+
+def least_score(metrics: Mapping[str, float]) -> float:
+    """Least score of the detections that `boxseg predict` and the served model give by default.
+
+    Args:
+        metrics: Of the checkpoint's evaluation.
+    """
+    return metrics.get(BEST_SCORE, MIN_SCORE)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -45,7 +46,7 @@ class CocoScores:
     """How good detections are by COCO's rules."""
 
     metrics: dict[str, float]
-    """`mask_ap`, `mask_ap50`, … `box_ap` … in [0, 1]; what has no ground truth is left out."""
+    """`mask_ap`, `mask_ap50`, … `box_ap` … in [0, 1], and `best_score`; what has no ground truth is left out."""
     precision: dict[str, NDArray[np.float64]]
     """`mask` and `box`, as far as drawn: (10 IoUs from 0.5, 101 recalls, classes), -1 where undefined."""
     image_ap: dict[int, float]
@@ -159,25 +160,54 @@ def coco_scores(
         # Of objects of any area, with the most detections that pycocotools counts.
         precision[prefix] = evaluation.eval["precision"][:, :, :, 0, -1]
         image_ap = image_ap or average_precision_of_images(evaluation)
+        if prefix == "box" and (score := best_score(evaluation)) is not None:
+            metrics["best_score"] = score
     return CocoScores(metrics, precision, image_ap)
 
 
 def average_precision_of_images(evaluation: COCOeval) -> dict[int, float]:
     """AP of each image alone, by id: mean over its classes and over the IoUs; images without objects are left out."""
-    params = evaluation.params
-    images, areas = len(params.imgIds), len(params.areaRng)
     by_class: dict[int, list[float]] = {}  # image id -> AP of each of its classes
-    for number in range(len(params.catIds)):
+    for matches in _matches(evaluation):
+        objects = _num_objects(matches)
+        if objects:
+            ap = _average_precision(matches, objects)
+            by_class.setdefault(matches["image_id"], []).append(ap)
+    return {image_id: float(np.mean(values)) for image_id, values in by_class.items()}
+
+
+def best_score(evaluation: COCOeval) -> float | None:
+    """Score from which on detections are right and complete most often: the best F1 of all classes at an IoU of 0.5.
+
+    Rounded down to two digits; None if no detection is right.
+    """
+    objects = 0
+    scores, hits = [np.zeros(0)], [np.zeros(0, dtype=bool)]
+    for matches in _matches(evaluation):
+        objects += _num_objects(matches)
+        counted = ~np.asarray(matches["dtIgnore"], dtype=bool)[0]  # the first IoU is 0.5
+        scores.append(np.asarray(matches["dtScores"])[counted])
+        hits.append(np.asarray(matches["dtMatches"])[0, counted] > 0)
+    all_scores, all_hits = np.concatenate(scores), np.concatenate(hits)
+    if not all_hits.any():
+        return None
+    best_first = np.argsort(-all_scores, kind="stable")
+    found = np.arange(1, len(best_first) + 1)
+    f1 = 2 * all_hits[best_first].cumsum() / (found + objects)
+    return math.floor(100 * float(all_scores[best_first][f1.argmax()])) / 100
+
+
+def _matches(evaluation: COCOeval) -> Iterator[dict[str, Any]]:
+    """What pycocotools matched of each class in each image, of any area, where it has objects or detections."""
+    images, areas = len(evaluation.params.imgIds), len(evaluation.params.areaRng)
+    for number in range(len(evaluation.params.catIds)):
         # One list for all classes, areas and images; the first area of each class is any.
         start = number * areas * images
-        for matches in evaluation.evalImgs[start : start + images]:
-            if matches is None:  # neither objects nor detections of this class
-                continue
-            objects = int((np.asarray(matches["gtIgnore"]) == 0).sum())
-            if objects:
-                ap = _average_precision(matches, objects)
-                by_class.setdefault(matches["image_id"], []).append(ap)
-    return {image_id: float(np.mean(values)) for image_id, values in by_class.items()}
+        yield from filter(None, evaluation.evalImgs[start : start + images])
+
+
+def _num_objects(matches: dict[str, Any]) -> int:
+    return int((np.asarray(matches["gtIgnore"]) == 0).sum())
 
 
 def _average_precision(matches: dict[str, Any], objects: int) -> float:

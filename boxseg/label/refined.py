@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from boxseg.evaluation.ap import CONFIDENT
 from boxseg.label.boxes import BoxLabels, label_together
+from boxseg.ops.images import resized_shape
 from boxseg.predict.predictor import Predictor, as_images, in_batches
 from boxseg.structures import Detections, Sample
 
@@ -23,7 +24,8 @@ class RefiningPredictor(Predictor):
     found = predictor(["street.jpg"])[0]
     ```
 
-    Boxes, scores and labels are those of `Predictor`, and so are the masks of scores below 0.3 (`CONFIDENT`).
+    Boxes, scores and labels are those of `Predictor`. So are the masks of objects below `min_score`, and of images that
+    the network sees at their own size or enlarged, as there a closer look shows nothing more.
     """
 
     def __call__(self, images: Iterable[str | Path | Tensor | np.ndarray]) -> list[Detections]:
@@ -40,24 +42,26 @@ class RefiningPredictor(Predictor):
     def _refine(self, images: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
         """The detections of some images with better masks; all objects together, as that saves time on a GPU."""
         samples = [
-            _as_known(image, of_image) for image, of_image in zip(images, found, strict=True)
+            self._as_known(image, of_image) for image, of_image in zip(images, found, strict=True)
         ]
         labels = label_together(self, samples, [None] * len(samples))
         return [
             _with_masks(of_image, refined) for of_image, refined in zip(found, labels, strict=True)
         ]
 
-
-def _as_known(image: Tensor, found: Detections) -> Sample:
-    """An image whose known boxes are those of the confident detections."""
-    confident = found.from_score(CONFIDENT)
-    return Sample(image, confident.boxes.cpu(), confident.labels.cpu(), found.image_id, found.size)
+    def _as_known(self, image: Tensor, found: Detections) -> Sample:
+        """An image whose known boxes are those of the detections that a closer look can improve."""
+        train = self.config.train
+        seen = resized_shape(found.size, short_side=train.eval_short_side, max_size=train.max_size)
+        is_shrunk = seen[0] < found.size[0]
+        refined = found.from_score(self.min_score if is_shrunk else math.inf)
+        return Sample(image, refined.boxes.cpu(), refined.labels.cpu(), found.image_id, found.size)
 
 
 def _with_masks(found: Detections, refined: BoxLabels) -> Detections:
     """Detections, the first of which have other masks; where there is none, the network's own mask stays."""
     parts = list(found.parts)
-    # Detections are sorted by score, so the confident ones come first.
+    # Detections are sorted by score, so those that were looked at again come first.
     for row, part in enumerate(refined.parts):
         if part.area:
             parts[row] = part

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from boxseg.build import build_network
+from boxseg.config.criterion import least_score
 from boxseg.config.method import BoxSegConfig
 from boxseg.data.images import read_image
 from boxseg.data.loader import collate
@@ -69,6 +70,8 @@ class Predictor:
         self.class_names: list[str] = about["classes"]["names"]
         self.category_ids: list[int] = about["classes"]["ids"]
         self.network_name = checkpoint.better_network(about)
+        self.min_score = least_score(about.get("metrics", {}))
+        """From this score on detections were best in the last evaluation, see `least_score`."""
         self.device = torch.device(device)
         self.network = build_network(
             self.config, num_classes=len(self.class_names), weights="none"

@@ -123,8 +123,12 @@ def predict(
         ),
     ],
     output: Path = typer.Option(Path("predictions"), metavar="DIR", help="Where to write."),
-    min_score: float = typer.Option(
-        MIN_SCORE, min=0, max=1, help="Leave out detections below this score."
+    min_score: float | None = typer.Option(
+        None,
+        min=0,
+        max=1,
+        help="Leave out detections below this score; if left out, the score that finds boxes best in the run's "
+        f"evaluation, or {MIN_SCORE}.",
     ),
     overlays: bool = typer.Option(
         True, "--overlays/--no-overlays", help="Draw a PNG of each image."
@@ -166,7 +170,7 @@ def predict(
     results = predict_files(
         predictor,
         read_pictures(paths),
-        min_score=min_score,
+        min_score=predictor.min_score if min_score is None else min_score,
         overlays=output / "overlays" if overlays else None,
     )
     for result in counted(results, len(paths), what="images"):

@@ -96,8 +96,8 @@ Refine = Annotated[
     bool,
     typer.Option(
         "--refine",
-        help="Look closer at each object with a score of 0.3 or more and find its outline as `label` does: better "
-        "masks, about a second more for each on a CPU core.",
+        help="Look closer at objects in images that the network sees shrunk, and find their outlines as `label` does: "
+        "better masks, about a second more for each object on a CPU core.",
     ),
 ]
 Images = Annotated[

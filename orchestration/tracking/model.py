@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boxseg
-from boxseg.config.criterion import MIN_SCORE
+from boxseg.config.criterion import least_score
 from boxseg.engine.checkpoint import find_checkpoint_damage, load_about
 from boxseg.errors import CheckpointError
 from orchestration.record.files import digest
@@ -46,6 +46,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     content = digest(checkpoint / "about.json")
+    min_score = least_score(load_about(checkpoint).get("metrics", {}))
     run = client.get_run(run_id)
     known = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     about = next((model for model in known if model.tags.get(CONTENT_TAG) == content), None)
@@ -82,7 +83,7 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, weights: Path
                 code_paths=[str(code)],
                 signature=ModelSignature(
                     inputs=Schema([ColSpec("string", "image")]),
-                    params=ParamSchema([ParamSpec("min_score", "double", MIN_SCORE)]),
+                    params=ParamSchema([ParamSpec("min_score", "double", min_score)]),
                 ),
                 # Named here: MLflow would start another process to find them out, which takes several seconds.
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *map(_pin, REQUIREMENTS)],

@@ -13,7 +13,6 @@ from mlflow.pyfunc import PythonModel
 from torch import Tensor
 
 from boxseg.coco.masks import encode_part
-from boxseg.config.criterion import MIN_SCORE
 from boxseg.errors import DataError
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Detections
@@ -33,7 +32,7 @@ class BoxSegModel(PythonModel):
 
         Args:
             model_input: Table with a column `image`: a PNG or JPEG file as base64, or a path on the serving machine.
-            params: `min_score`, below which detections are left out; `MIN_SCORE` by default.
+            params: `min_score`, below which detections are left out; by default what its evaluation found best.
 
         Returns:
             `boxes` (x1 y1 x2 y2 in pixels), `scores`, `labels` (class names), `category_ids`, and `masks` as COCO
@@ -42,7 +41,7 @@ class BoxSegModel(PythonModel):
         Raises:
             DataError: an image cannot be read.
         """
-        least = float((params or {}).get("min_score", MIN_SCORE))
+        least = float((params or {}).get("min_score", self.predictor.min_score))
         images = [_open(text) for text in model_input["image"]]
         return [
             self._as_row(detections.from_score(least)) for detections in self.predictor(images)

@@ -77,6 +77,32 @@ def test_no_detection_at_all_scores_zero(ground_truth):
     assert metrics["box_ap"] == 0
 
 
+@pytest.mark.parametrize(
+    ("boxes", "scores", "best"),
+    [
+        # a hit, then three others, of which a least score of 0.8 or less would keep some
+        ([(6, 35), (0, 5), (0, 5), (0, 5)], [0.857, 0.8, 0.6, 0.3], 0.85),
+        # the second one is right
+        ([(0, 5), (6, 35), (0, 5)], [0.9, 0.4, 0.35], 0.4),
+        ([(0, 5)], [0.9], None),
+        ([], [], None),
+    ],
+)
+def test_the_best_score_keeps_what_is_right_and_leaves_out_what_is_not(
+    ground_truth, boxes, scores, best
+):
+    corners = [[start, start, end, end] for start, end in boxes]
+    found = Detections(
+        boxes=torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
+        scores=torch.tensor(scores),
+        labels=torch.zeros(len(boxes), dtype=torch.int64),
+        parts=[MaskPart(np.ones((40, 40), dtype=bool)) for _ in boxes],
+        size=(40, 40),
+        image_id=5,
+    )
+    assert score(found, ground_truth).get("best_score") == best
+
+
 def test_unsure_detections_do_not_count_for_the_fill():
     unsure = Detections(
         torch.zeros(1, 4),

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from boxseg.errors import ShapeError
-from boxseg.label import refined
 from boxseg.label.boxes import label_boxes
 from boxseg.label.refined import RefiningPredictor
 from boxseg.predict import Predictor
@@ -25,17 +24,17 @@ def refining(trained_run):
 @pytest.fixture(scope="module")
 def images():
     generator = torch.Generator().manual_seed(0)
-    sizes = [(64, 64), (50, 70), (64, 64)]
+    sizes = [(128, 128), (100, 140), (128, 128)]  # which the network sees at half their size
     return [
         torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes
     ]
 
 
 @pytest.fixture
-def confident(plain, images, monkeypatch):
-    """The lowest score that counts as confident, so that about half of the objects do."""
+def confident(plain, refining, images, monkeypatch):
+    """The least score of objects that are looked at again, about half of them."""
     scores = torch.cat([found.scores for found in plain(images)])
-    monkeypatch.setattr(refined, "CONFIDENT", float(scores.median()))
+    monkeypatch.setattr(refining, "min_score", float(scores.median()))
     return float(scores.median())
 
 
@@ -71,8 +70,16 @@ def test_images_are_refined_alike_in_batches_and_alone(refining, images, confide
 
 
 def test_objects_below_the_score_keep_their_masks(plain, refining, images, monkeypatch):
-    monkeypatch.setattr(refined, "CONFIDENT", 1.1)
+    monkeypatch.setattr(refining, "min_score", 1.1)
     for before, after in zip(plain(images), refining(images), strict=True):
+        assert all(map(same, before.parts, after.parts))
+
+
+def test_images_that_are_not_shrunk_keep_their_masks(plain, refining, images, monkeypatch):
+    monkeypatch.setattr(refining, "min_score", 0.0)
+    small = [image[:, ::2, ::2] for image in images]
+    for before, after in zip(plain(small), refining(small), strict=True):
+        assert before.parts
         assert all(map(same, before.parts, after.parts))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from boxseg.config.method import FcosConfig
-from boxseg.mask_parts import cut_masks
+from boxseg.mask_parts import MaskPart
 from boxseg.model.postprocess import postprocess, with_mask_boxes
 from boxseg.ops.detections import decode_detections
 from boxseg.structures import Batch, Detections, Predictions
@@ -162,7 +162,7 @@ def test_boxes_can_be_the_bounds_of_masks_of_which_the_weaker_is_dropped():
         boxes=torch.tensor([[0.0, 0, 8, 8], [0, 4, 8, 8], [3, 0, 8, 4], [1, 1, 3, 3]]),
         scores=torch.tensor([0.9, 0.8, 0.7, 0.6]),
         labels=torch.tensor([0, 0, 1, 0]),
-        parts=cut_masks(masks),
+        parts=[MaskPart(mask) for mask in masks],
         size=(8, 8),
     )
     kept = with_mask_boxes(found, nms_thr=0.6)

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from boxseg.label import refined
+from boxseg.predict import predictor
 from orchestration.cli.app import run
 
 
@@ -29,7 +30,9 @@ def test_a_run_is_compared_with_the_drawn_masks(trained_run, capsys):
 
 
 def test_masks_are_refined_on_request(trained_run, capsys, monkeypatch):
-    monkeypatch.setattr(refined, "CONFIDENT", 0.0)  # the network of the tests is sure of nothing
+    monkeypatch.setattr(
+        predictor, "least_score", lambda metrics: 0.0
+    )  # the network of the tests is sure of nothing
     label = Mock(wraps=refined.label_together)
     monkeypatch.setattr(refined, "label_together", label)
     assert evaluate(trained_run, trained_run.val.annotations, "--json") == 0

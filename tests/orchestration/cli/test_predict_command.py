@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from boxseg.coco.picture_checks import EXIF_ORIENTATION
-from boxseg.label import refined
+from boxseg.predict import predictor
 from orchestration.cli.app import run
 
 
@@ -52,16 +52,33 @@ def test_detections_are_coco_instances_with_scores_and_pictures(photos, trained_
     assert Image.open("predictions/overlays/000001-a.png").size == (80, 60)
 
 
-def test_masks_are_refined_on_request(photos, trained_run, capsys, monkeypatch):
-    monkeypatch.setattr(refined, "CONFIDENT", 0.0)  # the network of the tests is sure of nothing
+def test_masks_are_refined_on_request(trained_run, capsys, monkeypatch):
+    # as the network of the tests is sure of nothing
+    monkeypatch.setattr(predictor, "least_score", lambda metrics: 0.0)
+    # twice the size at which the network sees images
+    first = sorted(trained_run.val.images.iterdir())[0]
+    Image.open(first).resize((160, 120)).save("large.png")
     found = []
     for more in ((), ("--refine",)):
-        assert predict(trained_run, "photos", "--min-score", "0.01", "--json", *more) == 0
+        assert predict(trained_run, "large.png", "--json", *more) == 0
         found.append(json.loads(capsys.readouterr().out)["annotations"])
     plain, with_refined = found
     assert [each["bbox"] for each in with_refined] == [each["bbox"] for each in plain]
     masks = [[each["segmentation"] for each in annotations] for annotations in found]
     assert masks[0] != masks[1]
+
+
+def test_without_a_least_score_that_of_the_evaluation_counts(
+    photos, trained_run, capsys, monkeypatch
+):
+    assert predict(trained_run, "photos", "--min-score", "0", "--json") == 0
+    scores = [each["score"] for each in json.loads(capsys.readouterr().out)["annotations"]]
+    least = sorted(scores)[len(scores) // 2]
+    monkeypatch.setattr(predictor, "least_score", lambda metrics: least)
+    assert predict(trained_run, "photos", "--json") == 0
+    shown = [each["score"] for each in json.loads(capsys.readouterr().out)["annotations"]]
+    assert min(shown) == least
+    assert len(shown) < len(scores)
 
 
 def test_pictures_of_an_earlier_call_are_removed_and_others_are_kept(photos, trained_run):
