@@ -65,6 +65,7 @@ def rgb_pixels(picture: Image.Image) -> NDArray[np.uint8]:
         if is_white_zero:  # PIL turns only those of 8 bits around
             grey = 255 - grey
         return np.repeat(grey[..., None], 3, axis=2)
+    picture.info.pop("transparency", None)  # ignored here, and PIL would warn of some
     has_deep_colours = picture.mode in DEEP_COLOURS and is_deep(picture)
     pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     deep = _deep_colours(picture) if has_deep_colours else None

@@ -49,6 +49,17 @@ def test_colours_of_8_bits_are_as_stored():
     assert np.array_equal(rgb_pixels(Image.fromarray(pixels)), pixels)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128])])
+def test_transparency_of_a_palette_is_ignored_in_silence(tmp_path, transparency):
+    palette = Image.new("P", (2, 1))
+    palette.putpixel((1, 0), 1)
+    palette.putpalette([9, 8, 7, 60, 50, 40])
+    palette.save(tmp_path / "a.png", transparency=transparency)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert rgb_pixels(picture).tolist() == [[[9, 8, 7], [60, 50, 40]]]
+
+
 @pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("alpha", [[], [0xFFFF]])
 def test_of_colours_of_16_bits_the_bits_in_use_count(tmp_path, ending, alpha):
