@@ -18,7 +18,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits, find_misplaced, find_shared
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
-from orchestration.config.space import count_settings, possible_values
+from orchestration.config.space import count_settings, names_of, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.planning.machine import count_cpus, count_gpus
@@ -95,6 +95,7 @@ def warnings(spec: RunSpec) -> list[str]:
             )
     if isinstance(spec, SweepSpec):
         sentences += _score_thrs_alike(spec)
+        sentences += _varied_in_vain(spec)
     if isinstance(spec.data.train, CocoSource):
         with contextlib.suppress(DataError):  # it is among the faults
             sentences += find_misfits(spec, take_fingerprint(spec.data.train))
@@ -121,6 +122,21 @@ def _score_thrs_alike(spec: SweepSpec) -> Iterator[str]:
             f"qam.score_thr from {alike[0]:g} to {alike[-1]:g} trains alike: with "
             f"teacher.cand_score_thr every candidate scores above {floor:.4g}; try one value up to there"
         )
+
+
+def _varied_in_vain(spec: SweepSpec) -> Iterator[str]:
+    """Warn of varied settings of a part that is off in all trials, which then train alike."""
+    space = spec.sweep.space
+    varied = {name for entry, domain in space.items() for name in names_of(entry, domain)}
+    for switch, is_on, groups in (
+        ("pc.on", spec.pc.on, ("pc.",)),
+        ("teacher.on", spec.teacher.on, ("teacher.", "qam.")),
+    ):
+        if is_on or varied & {switch, "method", "profile"}:
+            continue
+        for name in sorted(varied):
+            if name.startswith(groups):
+                yield f"sweep.space varies {name} without effect: {switch} is false with method {spec.method}"
 
 
 def _check_address(spec: RunSpec) -> None:

@@ -458,6 +458,27 @@ def test_score_thresholds_that_make_no_difference_in_training_are_reported(
     assert ["qam.score_thr from" in each for each in told] == [True] * alike
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "others", "switch"),
+    [
+        ("qam", "pc.p_end", {}, "pc.on"),
+        ("boxinst", "qam.iou_thr", {}, "teacher.on"),
+        ("full", "pc.p_end", {}, None),
+        ("boxteacher", "qam.iou_thr", {}, None),
+        ("qam", "pc.p_end", {"method": {"choice": ["qam", "full"]}}, None),
+        ("qam", "pc.p_end", {"pc.on": {"choice": [True, False]}}, None),
+    ],
+)
+def test_settings_that_are_varied_in_vain_are_reported(
+    tmp_path: Path, method: str, name: str, others: dict[str, Any], switch: str | None
+):
+    space = {name: {"choice": [0.4, 0.8]}, **others}
+    values = {"method": method, "storage": tmp_path / "runs", "sweep": {"space": space}}
+    told = [each for each in warnings(SweepSpec.model_validate(values)) if "effect" in each]
+    expected = f"sweep.space varies {name} without effect: {switch} is false with method {method}"
+    assert told == ([expected] if switch else [])
+
+
 def test_a_plan_for_gpus_estimates_the_time_and_says_from_what(tmp_path: Path):
     gpus = {"gpus_per_worker": 1, "address": "ray://far"}
     plan = make_plan(make_spec(tmp_path, train={"steps": 1000}, resources=gpus))
