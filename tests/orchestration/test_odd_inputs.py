@@ -139,6 +139,7 @@ def eval_annotation_id_0(folder: Path) -> None:
 def test_annotation_id_0_does_not_count_as_a_miss(case, score, told):
     case("eval_annotation_id_0")
     metrics = score("pred.json")["metrics"]
+    assert metrics.pop("val/best_score") == pytest.approx(0.9)  # that of the only detection
     assert list(metrics.values()) == pytest.approx([1.0] * len(metrics))
 
 

@@ -17,7 +17,7 @@ import pytest
 from fake_training import make_training
 from object_store import SECRET
 
-from boxseg.config.method import CocoSource, DataConfig
+from boxseg.config.method import CocoSource, DataConfig, ToyConfig
 from boxseg.errors import ConfigError, DataError
 from orchestration.config.resolved import dump_resolved, params_of, read_resolved
 from orchestration.config.spec import RunSpec
@@ -32,7 +32,7 @@ from orchestration.store.data import AT_ONCE, INDEX, UNFINISHED, fetch_annotatio
 
 
 def content_of(names: list[str]) -> bytes:
-    """An annotation file that lists these images."""
+    """An annotation file that lists these images, of the classes of the generated set they are validated on."""
     images = [
         {"id": number, "file_name": name, "width": 8, "height": 8}
         for number, name in enumerate(names, start=1)
@@ -45,7 +45,9 @@ def content_of(names: list[str]) -> bytes:
         "area": 16,
         "iscrowd": 0,
     }
-    categories = [{"id": 1, "name": "thing"}]
+    categories = [
+        {"id": number, "name": name} for number, name in enumerate(ToyConfig().shapes, start=1)
+    ]
     return json.dumps({"images": images, "annotations": [box], "categories": categories}).encode()
 
 
