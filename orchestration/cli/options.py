@@ -97,7 +97,7 @@ Refine = Annotated[
     typer.Option(
         "--refine",
         help="Look closer at objects in images that the network sees shrunk, and find their outlines as `label` does: "
-        "better masks, about a second more for each object on a CPU core.",
+        "better masks, about a third of a second more for each object on a CPU core.",
     ),
 ]
 Images = Annotated[
