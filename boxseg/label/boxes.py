@@ -33,7 +33,7 @@ from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
 
-LABEL_VERSION = 16
+LABEL_VERSION = 17
 """Raise it when the same source and boxes give other masks or qualities: labels of two versions are not mixed."""
 
 

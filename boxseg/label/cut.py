@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from boxseg.files.pixels import cielab
@@ -53,6 +54,8 @@ FOREIGN, OWN = 0.2, 0.5
 than the second with the rest of the other one."""
 INSIDE = 0.9
 """A mask of which the other one holds this much lies inside it: the rest is its outline, whose pixels are blends."""
+LEFT_OUT = 3.0
+"""What a cut leaves out is the object's own where its colours are this many times as frequent there as around it."""
 CLAIM_SAMPLE = 1500
 """Of larger regions, about this many pixels are sampled to compare colours."""
 
@@ -96,6 +99,33 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     inside = pixels_of_box(box, size)
     mask = (resize(mask.astype(np.float32), size) > 0.5) & inside
     return Cut(mask if mask.any() else inside, cut.separation, cut.fit)
+
+
+def add_left_out(
+    mask: BoolArray, color: ColorArray, claimed: BoolArray, pixel: float
+) -> BoolArray:
+    """Add parts of the object that a cut left out because their colours differ: windows of a car, letters on a plate.
+
+    A true hole shows what is behind the object, so its colours occur around the object as well.
+
+    Args:
+        mask: Bool (h, w), the cut.
+        color: Index (h', w') of each pixel's colour in the same view, at any resolution.
+        claimed: Bool (h', w'), pixels that may belong to the object; those in holes of the mask always may.
+        pixel: How many pixels of these maps a pixel of the image has on each side. Parts narrower than three pixels of
+            the image are blends of object and background.
+
+    Returns:
+        Bool (h, w).
+    """
+    on_maps = resize(mask.astype(np.float32), color.shape) > 0.5
+    largest = ndimage.binary_fill_holes(on_maps) | claimed
+    is_own = color_shares(color, largest) > LEFT_OUT * color_shares(color, ~largest)
+    left_out = largest & ~on_maps & is_own[color]
+    side = 2 * max(round(pixel), 1) + 1
+    kernel = np.ones((side, side), dtype=np.uint8)
+    parts = cv2.morphologyEx(left_out.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    return mask | (resize(parts.astype(np.float32), mask.shape) > 0.5)
 
 
 def scaled(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from boxseg.coco.segmentations import Size
 from boxseg.config.method import MAX_ENLARGEMENT
 from boxseg.errors import ShapeError
 from boxseg.files.pixels import cielab
-from boxseg.label.cut import Cut, cut_by_colors, longer_side, scaled
-from boxseg.label.quality import Evidence, expect_iou, expect_iou_of_clean, measure
+from boxseg.label.cut import Cut, add_left_out, cut_by_colors, longer_side, scaled
+from boxseg.label.quality import Evidence, expect_iou, expect_iou_of_clean, measure, measure_hollow
 from boxseg.ops.pixels import (
     STEPS,
     BoolArray,
@@ -50,6 +50,8 @@ CUT = 3.0
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
 """GrabCut's mask is not trusted below the first value of either, and fully above the second of both; see `Cut`."""
+CLAIMED = 0.7
+"""Least probability of a pixel for which the network says that a clean cut lacks it."""
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 """Other boxes where there are none."""
 REACHED = 0.85
@@ -88,8 +90,7 @@ def find_outline(
         image: uint8 (3, h, w), RGB; a window of the image with the box and what is around it.
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
-        others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not; the quality depends
-            on them, the mask does not.
+        others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not.
 
     Raises:
         ShapeError: an argument has another shape or type.
@@ -99,6 +100,9 @@ def find_outline(
     inside = pixels_of_box(box, size)
     if not inside.any():
         return Outline(inside, 0.0, False, {})
+    # Most of the thousands of boxes that a picture may have are somewhere else.
+    begin_before, end_behind = others[:, :2] < box[2:], others[:, 2:] > box[:2]
+    others = others[(begin_before & end_behind).all(axis=1)]
     picture = np.ascontiguousarray(image.transpose(1, 2, 0))  # as OpenCV wants it
     cut = cut_by_colors(picture, box)
 
@@ -110,6 +114,9 @@ def find_outline(
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = cielab(work_picture)
     color = sort_colors(lab)
+    if cut.is_clean:
+        claimed = _claim(network, work_box, work_others, work_size)
+        cut = replace(cut, mask=add_left_out(cut.mask, color, claimed, scale) & inside)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
     mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
@@ -118,7 +125,7 @@ def find_outline(
     measures = measure(mask, evidence, work_box, soft=network, others=work_others)
     quality = expect_iou(measures, with_network=soft is not None)
     if cut.is_clean:
-        quality = expect_iou_of_clean(cut)
+        quality = expect_iou_of_clean(cut.separation, measure_hollow(mask, network))
     return Outline(mask, quality, cut.is_clean, measures)
 
 
@@ -138,6 +145,16 @@ def _check(
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
     if others.ndim != 2 or others.shape[1] != 4:
         raise ShapeError(f"others has shape {others.shape}; boxes (M, 4) are needed")
+
+
+def _claim(soft: FloatArray | None, box: FloatArray, others: FloatArray, size: Size) -> BoolArray:
+    """The pixels (h, w) of a box, and of no other known box, that the network takes for the object."""
+    if soft is None:
+        return np.zeros(size, dtype=np.bool_)
+    claimed = (soft > CLAIMED) & pixels_of_box(box, size)
+    for other in others:
+        claimed &= ~pixels_of_box(other, size)
+    return claimed
 
 
 def _weigh(

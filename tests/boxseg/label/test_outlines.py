@@ -55,6 +55,48 @@ def test_the_hole_of_a_ring_stays_open():
     assert not outline.mask[60, 60]
 
 
+def with_window(mask: BoolArray, window: BoolArray) -> NDArray[np.uint8]:
+    """A red object on grey; a window in it is blue."""
+    image = painted(mask, 100, 100).copy()
+    for region, color in ((mask, (200, 40, 40)), (window, (30, 40, 190))):
+        for channel, value in enumerate(color):
+            image[channel][region] = value
+    return image
+
+
+def test_a_window_whose_colours_are_rare_around_the_object_belongs_to_it():
+    mask, corners = (
+        disc(120, 40),
+        ~disc(120, 80),
+    )  # in which the window's colour occurs, but seldom
+    outline = find_outline(with_window(mask, disc(120, 18) | corners), box_of(mask))
+    assert outline.is_clean
+    assert iou(outline.mask, mask) > 0.97
+
+
+def test_so_does_an_open_one_that_the_network_sees_unless_it_may_be_another_object():
+    mask = disc(120, 40)
+    window = mask & (np.arange(120)[:, None] > 70) & (abs(np.arange(120) - 60) < 9)
+    corners = ~disc(120, 78)  # in which the window's colour occurs as well
+    image, box = with_window(mask, window | corners), box_of(mask)
+    soft = np.where(mask, 0.9, 0.1)
+    alone, seen = find_outline(image, box).mask, find_outline(image, box, soft).mask
+    assert not alone[window].any()
+    assert seen[window].mean() > 0.9
+    around_it = box_of(window)[None]
+    beside_another = find_outline(image, box, soft, around_it).mask
+    assert not beside_another[window].any()
+
+
+def test_a_cut_that_the_network_contradicts_is_doubtful():
+    rim = disc(120, 40) & ~disc(120, 34)
+    image, box = painted(rim, 180, 40), box_of(rim)
+    filled = find_outline(image, box, np.where(disc(120, 40), 0.9, 0.1))
+    assert not filled.mask[60, 60], "what is seen through it is around it as well"
+    assert filled.quality == 0.8
+    assert find_outline(image, box, np.where(rim, 0.9, 0.1)).quality > 0.9
+
+
 @pytest.mark.parametrize("rim", [0, 1])
 def test_an_object_that_fills_the_picture_is_not_taken_for_its_whole_box(rim: int):
     mask = disc(200 + 2 * rim, 100)
