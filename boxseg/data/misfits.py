@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from boxseg.coco.checks import read_well_formed
+from boxseg.coco.entries import objects_of
 from boxseg.coco.odd_boxes import SHIFTS
 from boxseg.config.method import BoxSegConfig, CocoSource
 from boxseg.data.fingerprint import Fingerprint
@@ -130,6 +131,33 @@ def find_shared(train: CocoSource, val: CocoSource) -> Iterator[str]:
         f"such as {named}; what is measured on them says nothing of new pictures "
         "(`boxseg data split` parts a file)"
     )
+
+
+def find_unlearnt(train: CocoSource, val: CocoSource) -> Iterator[str]:
+    """A sentence if classes are validated of which there is no box to learn from.
+
+    Raises:
+        DataError: an annotation file cannot be used.
+    """
+    learnt, validated = _classes_of_boxes(train), _classes_of_boxes(val)
+    unlearnt = sorted(set(validated) - set(learnt))
+    if unlearnt:
+        names = ", ".join(repr(name) for name in unlearnt[:3])
+        more = f" and {len(unlearnt) - 3} more" if len(unlearnt) > 3 else ""
+        yield (
+            f"data.train has no box of {names}{more}, but data.val has {sum(map(validated.count, unlearnt))}: their AP "
+            "is 0 however long a run trains, and lowers the mean (add boxes of theirs to data.train, or leave them out "
+            "of both files)"
+        )
+
+
+def _classes_of_boxes(source: CocoSource) -> list[str]:
+    """The class of each box, without crowd regions."""
+    content = read_well_formed(source.annotations, whole=False)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return [
+        names[each["category_id"]] for each in objects_of(content) if each["category_id"] in names
+    ]
 
 
 def _too_alike(fingerprint: Fingerprint, threshold: float) -> Iterator[str]:

@@ -16,7 +16,7 @@ from boxseg.coco.classes import require_same_classes
 from boxseg.coco.faults import Fault
 from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
-from boxseg.data.misfits import find_misfits, find_misplaced, find_shared
+from boxseg.data.misfits import find_misfits, find_misplaced, find_shared, find_unlearnt
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config.space import count_settings, names_of, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
@@ -101,6 +101,7 @@ def warnings(spec: RunSpec) -> list[str]:
             sentences += find_misfits(spec, take_fingerprint(spec.data.train))
             if isinstance(spec.data.val, CocoSource):
                 sentences += find_shared(spec.data.train, spec.data.val)
+                sentences += find_unlearnt(spec.data.train, spec.data.val)
     if isinstance(spec.data.val, CocoSource) and spec.data.val != spec.data.train:
         with contextlib.suppress(DataError):
             sentences += find_misplaced(take_fingerprint(spec.data.val))

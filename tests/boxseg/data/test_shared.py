@@ -1,4 +1,4 @@
-"""Pictures that are both trained and validated on are reported with their number and an example."""
+"""What training and validation data share, and what the first lacks, is reported with numbers and examples."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from PIL import Image
 
 from boxseg.coco.checks import check_source
 from boxseg.config.method import CocoSource
-from boxseg.data.misfits import find_shared
+from boxseg.data.misfits import find_shared, find_unlearnt
 
 
 def source(folder, file, names):
@@ -74,3 +74,25 @@ def test_copies_within_a_data_set_are_reported(train, tmp_path):
         fault.value
         == "has 1 pictures that are another one byte for byte, such as 'copy.png' and 'a.png'"
     )
+
+
+def with_classes(source, classes):
+    """The same data, whose boxes have these classes in turn."""
+    content = json.loads(source.annotations.read_text())
+    content["categories"] = [{"id": 7 + k, "name": name} for k, name in enumerate("abcdef")]
+    for annotation, name in zip(content["annotations"], classes, strict=True):
+        annotation["category_id"] = 7 + "abcdef".index(name)
+    source.annotations.write_text(json.dumps(content))
+    return source
+
+
+def test_classes_that_are_only_validated_are_reported(train, tmp_path):
+    val = source(tmp_path / "val", tmp_path / "val.json", [f"{n}.png" for n in range(6)])
+    with_classes(train, "aab")
+    (told,) = find_unlearnt(train, with_classes(val, "abcdef"))
+    assert told.startswith(
+        "data.train has no box of 'c', 'd', 'e' and 1 more, but data.val has 4: "
+    )
+    (told,) = find_unlearnt(train, with_classes(val, "abbccc"))
+    assert told.startswith("data.train has no box of 'c', but data.val has 3: ")
+    assert list(find_unlearnt(train, with_classes(val, "bbbbbb"))) == []
