@@ -25,7 +25,7 @@ def open_predictor(run: str, *, storage: Path, device: str, refine: bool = False
         ConfigError: there is no such run or device.
         CheckpointError: the run has no sound checkpoint.
     """
-    # load torch
+    # Both load torch.
     from boxseg.label.refined import RefiningPredictor
     from boxseg.predict import Predictor
 
