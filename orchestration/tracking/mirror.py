@@ -24,6 +24,7 @@ from orchestration.tracking.store import (
     ARTIFACTS,
     LOCK,
     move_places,
+    naming_way_out,
     open_client,
     recorded_uri,
     tracking_uri,
@@ -292,10 +293,12 @@ def catch_up(storage: Path, uri: str) -> Tracked:
 
     Raises:
         ConfigError: MLflow cannot be reached, and none of the runs is there yet.
+        ResourceError: MLflow does not answer, lacks a run that it had, or another version made its tables.
     """
-    if uri == tracking_uri(storage):
-        with file_lock(storage / LOCK):
+    with file_lock(storage / LOCK), naming_way_out(uri):
+        if uri == tracking_uri(storage):
             move_places(storage)
+        client = open_client(uri)
     for name in {status.name for status in list_runs(storage)}:
         Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
     tracked: list[tuple[RunStatus, str]] = []
@@ -307,14 +310,14 @@ def catch_up(storage: Path, uri: str) -> Tracked:
         raise ConfigError(
             f"{storage.absolute()}: MLflow ({uri}) has none of the runs here; see {storage}/logs"
         )
-    client = open_client(uri)
-    place = client.get_run(tracked[0][1]).info.experiment_id
-    # Newest first, so the first sweep is the latest.
-    for status, run_id in tracked:
-        if status.kind == "sweep":
-            sweep_place = client.get_run(run_id).info.experiment_id
-            save_comparison(client, sweep_place, RunFolder(status.folder), run_id)
-            return Tracked(place, (sweep_place, status.id))
+    with naming_way_out(uri):
+        place = client.get_run(tracked[0][1]).info.experiment_id
+        # Newest first, so the first sweep is the latest.
+        for status, run_id in tracked:
+            if status.kind == "sweep":
+                sweep_place = client.get_run(run_id).info.experiment_id
+                save_comparison(client, sweep_place, RunFolder(status.folder), run_id)
+                return Tracked(place, (sweep_place, status.id))
     return Tracked(place, None)
 
 

@@ -17,13 +17,17 @@ from orchestration.store.mirror import pull_tree
 from orchestration.store.places import shown
 from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
-from orchestration.tracking.store import DATABASE, LOCK, move_places, open_client, recorded_uri
+from orchestration.tracking.store import (
+    DATABASE,
+    LOCK,
+    move_places,
+    naming_way_out,
+    open_client,
+    recorded_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-OLD_TABLES = "out-of-date database schema"
-"""How MLflow says that an older version made the tables."""
 
 
 def repair(storage: Path) -> Iterator[str]:
@@ -54,7 +58,9 @@ def repair(storage: Path) -> Iterator[str]:
     for folder in folders:
         by_uri.setdefault(recorded_uri(folder, storage), []).append(folder)
     for uri, runs in by_uri.items():
-        client = _connect(uri)
+        with naming_way_out(uri):
+            client = open_client(uri)
+            client.search_experiments(max_results=1)
         for folder in runs:
             yield from _bring_back(client, folder)
         # Runs at work are followed by their own process.
@@ -99,21 +105,6 @@ def _is_sound(database: Path) -> bool:
         if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
             raise ResourceError(f"{database}: another process holds it; end that first") from error
         return False
-
-
-def _connect(uri: str) -> MlflowClient:
-    from mlflow.exceptions import MlflowException
-
-    client = open_client(uri)
-    try:
-        client.search_experiments(max_results=1)
-    except MlflowException as error:
-        way_out = "start its server"
-        if OLD_TABLES in str(error):
-            way_out = f"`mlflow db upgrade {uri}` brings them to the present form; keep a copy of the database"
-        text = " ".join(str(error).split())
-        raise ResourceError(f"MLflow ({uri}) does not answer: {text:.200}; {way_out}") from error
-    return client
 
 
 def _bring_back(client: MlflowClient, folder: RunFolder) -> Iterator[str]:

@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from boxseg.errors import ConfigError
 from orchestration.config.resolved import read_resolved
+from orchestration.errors import ResourceError
 from orchestration.record.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 DATABASE, ARTIFACTS, LOCK = "mlflow.db", "mlartifacts", ".mlflow.lock"
 """Names in a storage folder; the lock is held while the database is made or moved."""
+OLD_TABLES = "out-of-date database schema"
+"""How MLflow says that another version made the tables."""
 
 logger = logging.getLogger("boxseg.tracking")
 
@@ -87,6 +91,32 @@ def open_client(uri: str) -> MlflowClient:
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
+@contextlib.contextmanager
+def naming_way_out(uri: str) -> Iterator[None]:
+    """Turn an error of MLflow into one that says what to do about it.
+
+    Raises:
+        ResourceError: MLflow raised an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        # here, as `open_client` sets variables ahead of the import
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        way_out = "start its server"
+        if uri.startswith(SQLITE):
+            way_out = "end what holds the file, if it is locked"
+        if OLD_TABLES in str(error):
+            way_out = f"`mlflow db upgrade {uri}` brings them to the present form; keep a copy of the database"
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            way_out = "`boxseg runs track` copies what it lacks"
+        text = " ".join(str(error).split())
+        raise ResourceError(f"MLflow ({uri}) does not answer: {text:.200}; {way_out}") from error
+
+
 def move_places(storage: Path) -> list[str]:
     """Make the SQLite file of a storage that was moved or copied name this folder instead of the old one.
 
@@ -97,11 +127,21 @@ def move_places(storage: Path) -> list[str]:
         A sentence for each old place; none where nothing had to change.
 
     Raises:
-        sqlite3.DatabaseError: the file is damaged.
+        ResourceError: the file is damaged, or another process holds it.
     """
     database = storage / DATABASE
     if not database.exists():
         return []
+    try:
+        return _move_places(database, storage)
+    except sqlite3.DatabaseError as error:
+        raise ResourceError(
+            f"{database}: {error}; if it is locked, end what holds it; if it is damaged, "
+            "`boxseg runs track` makes a new one"
+        ) from error
+
+
+def _move_places(database: Path, storage: Path) -> list[str]:
     changes = []
     # `closing` ends the connection; the connection as a context commits all changes, or none after an error.
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:

@@ -252,6 +252,53 @@ def test_tables_that_mlflow_leaves_to_us_are_refused_with_the_command(
         list(repair(storage))
 
 
+@pytest.mark.parametrize("command", [["runs", "track"], ["ui"]], ids=["track", "ui"])
+def test_tables_of_another_version_are_refused_with_the_command(storage: Path, command: list[str]):
+    with contextlib.closing(sqlite3.connect(storage / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0c779009ac13'")
+    # another process, as MLflow looks only once
+    whole = [sys.executable, "-m", "orchestration.cli", *command, "--storage", str(storage)]
+    ended = subprocess.run(whole, capture_output=True, text=True, check=False)
+    assert ended.returncode == 5
+    assert f"; `mlflow db upgrade {tracking_uri(storage)}` brings them" in ended.stderr
+    assert "unexpected" not in ended.stderr
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits a minute for a lock."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **_: connect(path, timeout=0.1))
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_pages_of_a_file_that_another_process_holds_are_refused(storage: Path):
+    code = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('BEGIN EXCLUSIVE'); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(storage / "mlflow.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ResourceError, match="database is locked; if it is locked, end what"):
+            catch_up(storage, stored_uri(storage))
+        holder.communicate(b"\n")
+
+
+def test_pages_of_a_damaged_file_are_refused_with_the_command(storage: Path):
+    (storage / "mlflow.db").write_bytes(b"\xff" * 8192)
+    with pytest.raises(ResourceError, match=r"not a database; .* `boxseg runs track` makes"):
+        catch_up(storage, stored_uri(storage))
+
+
+def test_pages_of_a_file_that_lacks_a_run_are_refused_with_the_command(
+    storage: Path, make_store: MakeStore
+):
+    make_store(storage / "mlflow.db")  # as an earlier copy that was put back
+    with pytest.raises(ResourceError, match=r"not found; `boxseg runs track` copies"):
+        catch_up(storage, stored_uri(storage))
+    list(repair(storage))
+    assert catch_up(storage, stored_uri(storage)).sweep is None
+
+
 def test_a_storage_without_runs_is_reported(tmp_path: Path):
     with pytest.raises(ConfigError, match="no runs here"):
         list(repair(tmp_path))
