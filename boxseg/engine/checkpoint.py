@@ -441,6 +441,25 @@ def _link(pointer: Path, folder: Path) -> None:
 
 
 @contextmanager
+def of_this_version(folder: Path) -> Iterator[None]:
+    """Refuse a sound checkpoint whose content cannot be used, as another version has written it.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        # those of a device, as when its memory is short, say nothing about the checkpoint
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(
+            f"{folder} is of another version of boxseg: {cause}; use that version, or train again"
+        ) from error
+
+
+@contextmanager
 def _naming_damage(path: Path) -> Iterator[None]:
     try:
         yield

@@ -79,7 +79,8 @@ def train(
     if saved is None and trainer.config.model.start_from is not None:
         reporter.on_start(start_from(trainer, trainer.config.model.start_from))
     if saved is not None and rank() == 0:
-        checkpoint.settle(saved, criterion)
+        with checkpoint.of_this_version(saved):
+            checkpoint.settle(saved, criterion)
     # Rank 0's progress: others may not have all files.
     progress = gather_objects(restore(trainer, saved))[0]
     reporter.on_best(progress.best_step, progress.best)
@@ -306,7 +307,7 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
     """Load a checkpoint into the trainer, if one is given.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of a longer run or another network.
+        CheckpointError: the checkpoint is damaged, or of a longer run, another network or another version.
     """
     if folder is None:
         return Progress()
@@ -317,8 +318,9 @@ def restore(trainer: Trainer, folder: Path | None) -> Progress:
         )
     state = checkpoint.load_state(folder)
     networks = {name: checkpoint.load_network(folder, name) for name in trainer.networks()}
-    trainer.load(networks, state["shared"], state["ranks"])
-    return Progress(**{field.name: about[field.name] for field in fields(Progress)})
+    with checkpoint.of_this_version(folder):
+        trainer.load(networks, state["shared"], state["ranks"])
+        return Progress(**{field.name: about[field.name] for field in fields(Progress)})
 
 
 def mean_metrics(of_ranks: list[dict[str, float]]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from boxseg.build import build_network
@@ -20,7 +19,7 @@ from boxseg.data.images import read_image
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, resize_only
 from boxseg.engine import checkpoint
-from boxseg.errors import BoxSegError, CheckpointError, ShapeError
+from boxseg.errors import BoxSegError, ShapeError
 from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.tiles import Tiles, cut_tiles
 from boxseg.structures import Batch, Detections, Sample
@@ -57,18 +56,14 @@ class Predictor:
             device: As torch names it.
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is damaged.
+            CheckpointError: there is no checkpoint, or it is damaged, or of another version.
         """
         self.folder = folder = checkpoint.find_checkpoint(Path(folder))
         about = checkpoint.load_about(folder)
-        try:
+        with checkpoint.of_this_version(folder):
             self.config = BoxSegConfig.model_validate(about["config"])
-        except ValidationError as error:
-            raise CheckpointError(
-                f"{folder}: settings of another version of boxseg: {error}; train again"
-            ) from error
-        self.class_names: list[str] = about["classes"]["names"]
-        self.category_ids: list[int] = about["classes"]["ids"]
+            self.class_names: list[str] = about["classes"]["names"]
+            self.category_ids: list[int] = about["classes"]["ids"]
         self.network_name = checkpoint.better_network(about)
         self.min_score = least_score(about.get("metrics", {}))
         """From this score on detections were best in the last evaluation, see `least_score`."""

@@ -19,6 +19,7 @@ from boxseg.evaluation import validate
 from boxseg.evaluation.ap import encode_detections
 from boxseg.mask_parts import MaskPart
 from boxseg.ops.masks import box_masks
+from boxseg.predict import Predictor
 
 METHODS = ("boxinst", "boxteacher", "qam", "pc", "full", "supervised")
 WITHOUT_TEACHER = ("boxinst", "supervised")
@@ -413,3 +414,27 @@ def test_an_evaluation_before_a_failing_step_is_kept_and_reported(
         run_training(tiny_config(), folder=tmp_path, data_root=data_root, reporter=reporter)
     assert [each.step for each in reporter.evals] == [3]
     assert checkpoint.load_about(tmp_path / "checkpoints" / "last")["step"] == 3
+
+
+@pytest.mark.parametrize("change", ["no best", "no optimizer", "settings"])
+def test_a_checkpoint_of_another_version_is_named(
+    tiny_config, data_root, recorder, tmp_path, change
+):
+    trainer = build_trainer(tiny_config(train={"steps": 1, "panels": 0}), data_root=data_root)
+    train(trainer, folder=tmp_path, reporter=recorder())
+    folder = (tmp_path / "checkpoints" / "last").resolve()
+    about, state = checkpoint.load_about(folder), checkpoint.load_state(folder)
+    networks = {name: network.state_dict() for name, network in trainer.networks().items()}
+    if change == "no best":
+        del about["best_step"]
+    elif change == "no optimizer":
+        del state["shared"]["optimizer"]
+    else:
+        about["config"]["qam"]["later"] = 1
+    files = checkpoint.pack(networks, state)
+    checkpoint.save_checkpoint(folder.parent, step=1, files=files, about=about)
+    use = functools.partial(train, trainer, folder=tmp_path, reporter=recorder())
+    if change == "settings":
+        use = functools.partial(Predictor, folder)
+    with pytest.raises(CheckpointError, match="step-00000001 is of another version of boxseg: "):
+        use()
