@@ -54,7 +54,7 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.COLLAPSE: Rule(r"^CollapseError\b", "stop"),
     FailureClass.OUT_OF_MEMORY: Rule(
         r"^(OutOfMemoryError|MemoryError)\b|out of memory|not enough memory|"
-        r"[Cc]an(no|')t allocate memory|running low on memory|_STATUS_ALLOC_FAILED",
+        r"[Cc]an(no|')t allocate memory|running low on memory|_STATUS_ALLOC_FAILED|bad_alloc",
         "halve",
         ResourceError,
     ),
@@ -74,6 +74,8 @@ RULES: dict[FailureClass, Rule] = {
     FailureClass.WORKER_LOST: Rule(
         r"^(WorkerLost|ActorDiedError|ActorUnavailableError|WorkerCrashedError|RayActorError|"
         r"WorkerHealthCheck\w*|Dist\w*Error)\b|died unexpectedly|process has died|"
+        # a process that reads images, killed for memory for example
+        r"DataLoader worker .{0,40}(killed by signal|exited unexpectedly)|"
         # gloo and NCCL report this in the remaining processes when one is lost.
         r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|gloo|NCCL",
         "retry",

@@ -61,6 +61,19 @@ class OutOfMemoryError(RuntimeError):
             "retry",
             ExitCode.FAILED,
         ),
+        (RuntimeError("std::bad_alloc"), "out_of_memory", "halve", ExitCode.RESOURCES),
+        (
+            RuntimeError("DataLoader worker (pid(s) 71) exited unexpectedly"),
+            "worker_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "),
+            "worker_lost",
+            "retry",
+            ExitCode.FAILED,
+        ),
         (
             RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"),
             "worker_lost",
