@@ -22,7 +22,7 @@ from orchestration.config.space import (
 )
 
 if TYPE_CHECKING:
-    from orchestration.config.spec import SweepSpec
+    from orchestration.config.spec import RunSpec, SweepSpec
 
 
 def whole_points(spec: SweepSpec, source: Source) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def _whole_point(
     return drawn_setting(space, point)
 
 
-def own_values(spec: SweepSpec, names: Iterable[str]) -> dict[str, Any]:
+def own_values(spec: RunSpec, names: Iterable[str]) -> dict[str, Any]:
     """The values of settings that no trial changes."""
     values = {}
     for name in names:

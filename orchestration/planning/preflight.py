@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from boxseg.coco.checks import MASK_AP_RULE, read_well_formed, require_usable
 from boxseg.coco.classes import require_same_classes
@@ -18,6 +18,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits, find_misplaced, find_shared, find_unlearnt
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
+from orchestration.config.points import own_values
 from orchestration.config.space import count_settings, names_of, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
@@ -281,10 +282,16 @@ def check_storage(storage: Path) -> None:
 
 
 def _check_weights(spec: RunSpec) -> None:
-    weights = spec.model.weights
-    if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
-        way_out = "give a state dict, or one of auto, imagenet, none"
-        raise ConfigError(f"model.weights: {weights}: no such file; {way_out}")
+    for weights in _values(spec, "model.weights"):
+        if weights not in ("auto", "imagenet", "none") and not Path(weights).is_file():
+            way_out = "give a state dict, or one of auto, imagenet, none"
+            raise ConfigError(f"model.weights: {weights}: no such file; {way_out}")
+
+
+def _values(spec: RunSpec, name: str) -> list[Any]:
+    """The value of a setting, with those that trials of a sweep may get."""
+    space = spec.sweep.space if isinstance(spec, SweepSpec) else {}
+    return [*own_values(spec, [name]).values(), *possible_values(space, name)]
 
 
 def _check_start(spec: RunSpec) -> None:
@@ -335,10 +342,7 @@ def _check_lengths(spec: RunSpec) -> None:
 
 def _check_timm_name(spec: RunSpec) -> None:
     """Check names of timm, which has to be loaded for that: so this comes after the settings were checked."""
-    names = [spec.model.backbone]
-    if isinstance(spec, SweepSpec):
-        names += possible_values(spec.sweep.space, "model.backbone")
-    for name in names:
+    for name in _values(spec, "model.backbone"):
         if name.startswith("timm/"):
             from boxseg.model.backbone import check_timm_name
 

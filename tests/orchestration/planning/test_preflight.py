@@ -254,6 +254,14 @@ def test_a_backbone_that_a_trial_may_get_has_to_exist(tmp_path: Path):
     assert "timm has no model 'test_resnot'" in str(refusal(spec))
 
 
+def test_weights_that_a_trial_may_get_have_to_exist(tmp_path: Path):
+    space = {"model.weights": {"choice": ["none", "/nowhere/w.pt"]}}
+    spec = SweepSpec.model_validate({"storage": tmp_path / "runs", "sweep": {"space": space}})
+    assert str(refusal(spec)).startswith(
+        "model.weights: /nowhere/w.pt: no such file; give a state"
+    )
+
+
 def test_all_faults_are_found_at_once(tmp_path: Path, coco: dict[str, str]):
     spec = make_spec(
         tmp_path,
