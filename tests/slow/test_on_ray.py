@@ -340,10 +340,10 @@ def test_a_signal_ends_a_sweep_with_no_run_left_running(storage):
     statuses = [each for each in list_runs(storage) if each.name == "signal"]
     assert {each.status for each in statuses} == {"interrupted"}
     trials = [each for each in statuses if each.kind == "run"]
-    assert trials
-    assert all(
-        (Path(each.folder) / "checkpoints" / "last" / "about.json").exists() for each in trials
-    )
+    begun = [each for each in trials if each.step]  # another may still have been starting
+    assert begun
+    for each in begun:
+        assert (Path(each.folder) / "checkpoints" / "last" / "about.json").exists()
     resumed = run_sweep(spec, start="resume", train_fn=make_training())
     assert (resumed.status, resumed.folder, len(resumed.table.rows)) == (
         "finished",

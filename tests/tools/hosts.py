@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from local_cluster import wait_for
+from real_disks import LEAVE_DISKS
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "10.77.0"
@@ -30,6 +31,7 @@ set -e
 exec 3<&0
 name=$1; shift
 hostname "$name"
+{LEAVE_DISKS}
 mount -o remount,bind,ro /
 # this checkout and Python may lie in a folder that is about to be hidden
 mount -t tmpfs -o size=1g none /run

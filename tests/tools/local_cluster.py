@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psutil
+from real_disks import LEAVE_DISKS
 
 from orchestration.connect.session import ENVIRONMENT
 
@@ -161,7 +162,7 @@ class LocalCluster:
                 "--mount",
                 "sh",
                 "-c",
-                f"{shlex.join(before)} && exec {shlex.join(command)}",
+                f"{LEAVE_DISKS}; {shlex.join(before)} && exec {shlex.join(command)}",
             ]
         with (self.folder / f"{name}.log").open("w") as log:
             environment = self.environment | self._more | {"RAY_AUTH_MODE": "token"}

@@ -20,6 +20,9 @@ SHUTDOWN_IOCTL = 0x8004587D
 """EXT4_IOC_SHUTDOWN: from then on nothing reaches the disk, as if the power were off."""
 NO_LOG_FLUSH = 2
 """Its argument: what stands in memory only, the journal too, is lost."""
+LEAVE_DISKS = "grep noauto_da_alloc /proc/self/mounts | cut -d ' ' -f 2 | xargs -r umount --lazy"
+"""Shell command for the first process of a new mount namespace, which has a copy of all mounts: a disk of another test
+that stays mounted there cannot be made writable again."""
 
 
 class RealDisk:
