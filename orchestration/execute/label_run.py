@@ -184,15 +184,19 @@ def describe_time(recipe: Recipe) -> str:
 
 
 def _time_update(spec: RunSpec) -> float:
-    from boxseg.label.pace import time_update  # loads torch
+    import torch
+
+    from boxseg.build import build_trainer
+    from boxseg.engine.pace import time_update
 
     resources = spec.resources
-    return time_update(
+    torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    trainer = build_trainer(
         spec,
         data_root=spec.storage.absolute() / ".data",
         device="cuda" if resources.gpus_per_worker else "cpu",
-        threads=max(1, int(resources.cpus_per_worker)),
     )
+    return time_update(trainer)
 
 
 def train_recipe(recipe: Path, tell: Tell) -> RunStatus:

@@ -104,7 +104,7 @@ def test_boxes_alone_become_masks(done, finished):
 def test_repeating_the_command_neither_chooses_nor_trains_nor_labels_again(
     done, monkeypatch, capsys
 ):
-    monkeypatch.setattr("boxseg.label.pace.time_update", None)
+    monkeypatch.setattr("boxseg.engine.pace.time_update", None)
     monkeypatch.setattr("boxseg.engine.train.optimise", None)
     assert run(done) == 0
     told = capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(ask, monkeypatch, capsy
         steps.append(step)
         return optimise(trainer, batch, step)
 
-    monkeypatch.setattr("boxseg.label.pace.time_update", None)
+    monkeypatch.setattr("boxseg.engine.pace.time_update", None)
     monkeypatch.setattr("boxseg.engine.train.optimise", counted)
     assert run(ask) == 0
     assert steps == [4, 5]

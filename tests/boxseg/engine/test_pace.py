@@ -1,13 +1,12 @@
 """How long an update takes is measured although other programs come and go."""
 
 import itertools
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from boxseg.label import pace
+from boxseg.engine import pace
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,6 @@ def test_a_pause_of_the_machine_is_not_taken_for_the_pace(monkeypatch, seconds, 
     clock = itertools.accumulate([0.0, *seconds])
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
     loader = SimpleNamespace(batches=lambda first, count: range(count))
-    monkeypatch.setattr(pace, "build_trainer", lambda *_, **__: SimpleNamespace(loader=loader))
     done = {"train/loss": torch.zeros(())}
     monkeypatch.setattr(pace, "optimise", lambda *_: done)
-    assert pace.time_update(None, data_root=Path("unused")) == pytest.approx(pace.LATER * counts)
+    assert pace.time_update(SimpleNamespace(loader=loader)) == pytest.approx(pace.LATER * counts)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-import torch
-
-from boxseg.build import build_trainer
-from boxseg.config.method import BoxSegConfig
+from boxseg.engine.state import Trainer
 from boxseg.engine.train import optimise
 
 UNMEASURED = 1
@@ -23,22 +19,15 @@ LATER = 1.25
 """The mean update of a whole run takes longer by this factor: at first the teacher finds no candidates to fuse."""
 
 
-def time_update(
-    config: BoxSegConfig, *, data_root: Path, device: str = "cpu", threads: int = 1
-) -> float:
-    """Seconds that an update of a run should take, reading images included; nothing is written.
+def time_update(trainer: Trainer) -> float:
+    """Seconds that an update of a whole run should take, reading images included; nothing is written.
 
     Args:
-        config: All settings of the run.
-        data_root: Where the generated data set lives, if it is used.
-        device: As torch names it.
-        threads: CPU threads of torch in this process, from now on.
+        trainer: Fresh from `boxseg.build`; it has learnt a little afterwards.
 
     Raises:
-        DataError: a data set cannot be used.
+        DataError: an image cannot be read.
     """
-    torch.set_num_threads(threads)
-    trainer = build_trainer(config, data_root=data_root, device=device)
     began = started = time.perf_counter()
     seconds = []
     for step, batch in enumerate(trainer.loader.batches(0, UNMEASURED + MEASURED)):
