@@ -12,6 +12,7 @@ from torch import Tensor
 from boxseg.label.boxes import BoxLabels
 from boxseg.label.cut import ROUNDS, grabcut
 from boxseg.label.parts import box_fits, inside_window, window_around
+from boxseg.label.sources import KnownBoxes
 from boxseg.mask_parts import MaskPart
 from boxseg.structures import Sample
 
@@ -19,19 +20,19 @@ LEAST_VIEW = 512
 """What GrabCut sees at least on each side of a box [px]: the rest of a small photograph, a piece of a camera's."""
 
 
-def from_grabcut(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+def from_grabcut(images: Sequence[KnownBoxes]) -> list[BoxLabels]:
     """GrabCut started from each box by OpenCV; the quality is how well the mask fits its box.
 
     On each side of the box it sees as much again as the longer side of the box, and `LEAST_VIEW` pixels at least. The
     whole of a large photograph would take half a minute for each object.
     """
-    parts = [_grabcut_box(sample, box) for box in sample.boxes]
-    return BoxLabels(
-        parts,
-        sample.original_size,
-        box_fits(parts, sample.boxes),
-        torch.ones(len(parts), dtype=torch.int64),
-    )
+    labels = []
+    for sample, _ in images:
+        parts = [_grabcut_box(sample, box) for box in sample.boxes]
+        fits = box_fits(parts, sample.boxes)
+        counts = torch.ones(len(parts), dtype=torch.int64)
+        labels.append(BoxLabels(parts, sample.original_size, fits, counts))
+    return labels
 
 
 def _grabcut_box(sample: Sample, box: Tensor) -> MaskPart:

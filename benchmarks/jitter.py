@@ -17,7 +17,7 @@ from benchmarks.harness import Table
 from benchmarks.outcome import SIMPLE, last_run, val_data
 from boxseg.data.dataset import CocoBoxes
 from boxseg.evaluation.pseudo_quality import mask_iou
-from boxseg.label.sources import BatchSource, from_run
+from boxseg.label.sources import Source, from_run
 from boxseg.predict import Predictor
 
 SHARES = (0.0, 0.02, 0.05, 0.1)
@@ -65,9 +65,7 @@ def _some_images(data: CocoBoxes, boxes: int) -> list[int]:
     return chosen
 
 
-def _ious(
-    data: CocoBoxes, indices: list[int], source: BatchSource, share: float
-) -> Iterator[float]:
+def _ious(data: CocoBoxes, indices: list[int], source: Source, share: float) -> Iterator[float]:
     """IoU of each box of some images; what is measured with are the drawn masks, which stay where they are."""
     for index in indices:
         sample, true = data[index], data.drawn_masks(index).mask

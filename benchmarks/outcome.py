@@ -27,10 +27,9 @@ from boxseg.evaluation.pseudo_quality import auroc, mask_iou
 from boxseg.files.writing import write_atomic
 from boxseg.label.expected import expect_mean_iou
 from boxseg.label.sources import (
-    BatchSource,
+    Source,
     from_boxes,
     from_file,
-    one_by_one,
 )
 from orchestration.record.files import digest
 
@@ -40,9 +39,9 @@ SPLITS = {"coco-mini": ("train_boxes_super12", "val_super12")}
 """Annotation files of the boxes to learn from and of those to label, whose masks are measured with."""
 USUAL_SPLITS = ("train_boxes", "val")
 """Of all other sets."""
-SIMPLE: dict[str, BatchSource] = {
-    "filled box": one_by_one(from_boxes),
-    "GrabCut": one_by_one(from_grabcut),
+SIMPLE: dict[str, Source] = {
+    "filled box": from_boxes,
+    "GrabCut": from_grabcut,
 }
 """What needs no training."""
 
@@ -168,7 +167,7 @@ def _label(options: argparse.Namespace, name: str, seed: int) -> Outcome:
     minutes = None if went_on else (time.monotonic() - began) / 60
     data = val_data(options.data / name, name)
     assert data is not None
-    labels = one_by_one(from_file(MaskFile.read(folder / "labels.coco.json"), data))
+    labels = from_file(MaskFile.read(folder / "labels.coco.json"), data)
     found = measure([pair for pairs in _pairs(data, labels) for pair in pairs], minutes=minutes)
     write_atomic(kept, json.dumps({"request": request, "outcome": asdict(found)}, indent=1))
     return found
@@ -205,7 +204,7 @@ def baselines(data: CocoBoxes, kept: Path) -> dict[str, float]:
     return found
 
 
-def _pairs(data: CocoBoxes, source: BatchSource) -> Iterator[list[tuple[float, float]]]:
+def _pairs(data: CocoBoxes, source: Source) -> Iterator[list[tuple[float, float]]]:
     """Of each image with drawn masks quality and IoU of each box."""
     for index in range(len(data)):
         ids, true = data.annotation_ids(index), data.drawn_masks(index)

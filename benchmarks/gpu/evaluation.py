@@ -66,8 +66,7 @@ def _label(
     with patch.dict(maps.CLOSE_UPS_AT_ONCE, {place.device: together}):
         found = Predictor(saved, device=place.device)
         boxes = sum(len(each.boxes) for each in samples)
-        none = [None] * len(samples)
-        return _rate(place, lambda: label_together(found, samples, none), boxes)
+        return _rate(place, lambda: label_together(found, samples), boxes)
 
 
 def _rate(place: Place, action: Callable[[], object], count: int) -> tuple[float, float | str]:

@@ -119,12 +119,14 @@ def _check_boxes(boxes: Tensor, labels: Tensor, num_classes: int) -> None:
 
 
 def label_together(
-    predictor: Predictor, samples: Sequence[Sample], others: Sequence[BoxLabels | None]
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    others: Sequence[BoxLabels | None] | None = None,
 ) -> list[BoxLabels]:
     """`label_boxes` for several images at once, which saves time on a GPU; each image gets what it would get alone."""
     # for each image: row of a box with an area -> its close-up
     close_ups: list[dict[int, CloseUp]] = []
-    for sample, other in zip(samples, others, strict=True):
+    for sample, other in zip(samples, others or [None] * len(samples), strict=True):
         rows = (box_area(sample.boxes) > 0).nonzero()[:, 0].tolist()
         close_ups.append({row: _close_up(predictor, sample, row, other) for row in rows})
     all_close_ups = [close_up for by_row in close_ups for close_up in by_row.values()]

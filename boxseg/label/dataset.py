@@ -33,7 +33,7 @@ from boxseg.formats.yolo_writer import write_yolo
 from boxseg.label.boxes import BoxLabels
 from boxseg.label.checks import DOUBTS, check_mask
 from boxseg.label.parts import box_part, inside_window, window_around
-from boxseg.label.sources import BatchSource
+from boxseg.label.sources import Source
 from boxseg.mask_parts import MaskPart
 from boxseg.predict.predictor import in_batches
 from boxseg.structures import Sample
@@ -160,7 +160,7 @@ class Journal:
 
 
 def label_images(
-    data: CocoBoxes, source: BatchSource, journal: Journal, *, batch_size: int = 1
+    data: CocoBoxes, source: Source, journal: Journal, *, batch_size: int = 1
 ) -> Iterator[ImageLabels]:
     """Label the images that the journal lacks, `batch_size` at a time; each is written to the journal, then yielded."""
     pixels = data.sizes.prod(axis=1).tolist()
@@ -171,7 +171,7 @@ def label_images(
         yield from labels
 
 
-def _label_batch(data: CocoBoxes, source: BatchSource, indices: list[int]) -> list[ImageLabels]:
+def _label_batch(data: CocoBoxes, source: Source, indices: list[int]) -> list[ImageLabels]:
     items: dict[int, tuple[Sample, Sequence[int]]] = {}
     problems: dict[int, str] = {}
     names = {index: data.file_name(index) for index in indices}

@@ -44,7 +44,7 @@ class RefiningPredictor(Predictor):
         samples = [
             self._as_known(image, of_image) for image, of_image in zip(images, found, strict=True)
         ]
-        labels = label_together(self, samples, [None] * len(samples))
+        labels = label_together(self, samples)
         return [
             _with_masks(of_image, refined) for of_image, refined in zip(found, labels, strict=True)
         ]

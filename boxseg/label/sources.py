@@ -28,45 +28,35 @@ MATCH_IOU = 0.5
 """A mask of a file belongs to a box if the IoU of the two boxes is at least this."""
 LARGEST_QUALITY = 2.0
 """A quality of a file above this must be a percentage; estimates of an IoU may be a little above 1."""
-Source = Callable[[Sample, Sequence[int]], BoxLabels]
-"""An image with its boxes, and the ids of their annotations -> a mask for each."""
-
-BatchSource = Callable[[Sequence[tuple[Sample, Sequence[int]]]], Sequence[BoxLabels]]
-"""The same for several images at once."""
-
-
-def one_by_one(source: Source) -> BatchSource:
-    """A source for several images that asks `source` for one after the other."""
-    return lambda items: [source(*item) for item in items]
+KnownBoxes = tuple[Sample, Sequence[int]]
+"""An image with its boxes, and the ids of their annotations."""
+Source = Callable[[Sequence[KnownBoxes]], list[BoxLabels]]
+"""The boxes of some images -> a mask for each."""
 
 
-def from_run(
-    predictor: Predictor, data: CocoBoxes, *, others: Source | None = None
-) -> BatchSource:
+def from_run(predictor: Predictor, data: CocoBoxes, *, others: Source | None = None) -> Source:
     """Masks by `label_together` from a trained network, with those of `others` as candidates; classes match by name."""
     labels_of_network = find_labels(data.class_names, predictor.class_names)
     labels = torch.tensor(
         [UNKNOWN if label == ABSENT else label for label in labels_of_network], dtype=torch.int64
     )
 
-    def source(items: Sequence[tuple[Sample, Sequence[int]]]) -> list[BoxLabels]:
-        samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in items]
-        return label_together(
-            predictor, samples, [None if others is None else others(*item) for item in items]
-        )
+    def source(images: Sequence[KnownBoxes]) -> list[BoxLabels]:
+        samples = [replace(sample, labels=labels[sample.labels]) for sample, _ in images]
+        return label_together(predictor, samples, None if others is None else others(images))
 
     return source
 
 
-def from_boxes(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
-    """The boxes themselves as masks, with quality 0."""
-    parts = [box_part(box, sample.original_size) for box in sample.boxes]
-    return BoxLabels(
-        parts,
-        sample.original_size,
-        torch.zeros(len(parts)),
-        torch.zeros(len(parts), dtype=torch.int64),
-    )
+def from_boxes(images: Sequence[KnownBoxes]) -> list[BoxLabels]:
+    """The boxes themselves as masks, with quality 0; a source as it is."""
+    labels = []
+    for sample, _ in images:
+        size, count = sample.original_size, len(sample.boxes)
+        parts = [box_part(box, size) for box in sample.boxes]
+        nothing = torch.zeros(count)
+        labels.append(BoxLabels(parts, size, nothing, nothing.long()))
+    return labels
 
 
 def from_file(file: MaskFile, data: CocoBoxes) -> Source:
@@ -90,7 +80,7 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
             "(divide percentages by 100)"
         )
 
-    def source(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
+    def label(sample: Sample, annotation_ids: Sequence[int]) -> BoxLabels:
         size = sample.original_size
         entries = masks_of.get(sample.image_id, [])
         bboxes = [entry["bbox"] for entry in entries]
@@ -109,7 +99,7 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
         counts = torch.tensor([entry is not None for entry in chosen], dtype=torch.int64)
         return BoxLabels(parts, size, quality, counts)
 
-    return source
+    return lambda images: [label(*known) for known in images]
 
 
 def _stated_quality(entry: Entry) -> float | None:

@@ -32,7 +32,7 @@ from orchestration.words import show_duration
 if TYPE_CHECKING:
     from boxseg.data.dataset import CocoBoxes
     from boxseg.data.mask_files import MaskFile
-    from boxseg.label.sources import BatchSource, Source
+    from boxseg.label.sources import Source
     from orchestration.execute.supervise import StopSignals
 
 RECIPE, REQUEST, RUNS, LOCK = "recipe.yaml", "request.json", "runs", ".lock"
@@ -247,7 +247,7 @@ def last_checkpoint(status: RunStatus) -> Path:
 class MaskSource:
     """Where masks come from."""
 
-    masks: BatchSource
+    masks: Source
     about: dict[str, Any]
     """Identifies data and source, so that a later call goes on only with the same ones."""
     batch_size: int = 1
@@ -294,8 +294,8 @@ def open_source(
         return MaskSource(fused, about, predictor.batch_size)
     if masks is not None:
         about["file"] = digest(masks.path)
-        return MaskSource(sources.one_by_one(sources.from_file(masks, boxes)), about)
-    return MaskSource(sources.one_by_one(sources.from_boxes), about)
+        return MaskSource(sources.from_file(masks, boxes), about)
+    return MaskSource(sources.from_boxes, about)
 
 
 def make_labels(

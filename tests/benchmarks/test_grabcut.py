@@ -15,9 +15,8 @@ def test_grabcut_finds_a_plain_object_and_leaves_a_box_without_background(tmp_pa
     image = torch.full((3, 40, 40), 30, dtype=torch.uint8)
     image[:, 12:28, 12:28] = torch.tensor([250, 40, 40], dtype=torch.uint8)[:, None, None]
     boxes = torch.tensor([[8.0, 8, 32, 32], [0, 0, 40, 40]])
-    found = from_grabcut(
-        Sample(image, boxes, torch.zeros(2, dtype=torch.int64), 1, (40, 40)), [1, 2]
-    )
+    sample = Sample(image, boxes, torch.zeros(2, dtype=torch.int64), 1, (40, 40))
+    (found,) = from_grabcut([(sample, [1, 2])])
     assert found.mask[0].sum() == 16 * 16
     assert found.mask[1].all()
     assert found.quality[0] == pytest.approx((16 / 24) ** 2)
@@ -34,7 +33,7 @@ def test_grabcut_looks_at_the_surroundings_of_a_box_alone():
         (3000, 4000),
     )
     tracemalloc.start()
-    found = from_grabcut(sample, [1])
+    (found,) = from_grabcut([(sample, [1])])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.parts[0].bounds() == (900, 700, 930, 720)
@@ -56,4 +55,5 @@ def test_grabcut_of_a_small_photograph_is_that_of_all_its_pixels():
     regions = np.zeros((120, 160), dtype=np.uint8)  # sure background
     regions[35:85, 45:105] = 3  # probably the object
     expected = grabcut(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), regions, ROUNDS)[0]
-    assert (from_grabcut(sample, [1]).mask[0].numpy() == expected).all()
+    (found,) = from_grabcut([(sample, [1])])
+    assert (found.mask[0].numpy() == expected).all()

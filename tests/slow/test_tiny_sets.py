@@ -12,7 +12,7 @@ from tiny_sets import KINDS, without_masks, write_set
 from benchmarks.outcome import SIMPLE, _pairs
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile
-from boxseg.label.sources import BatchSource, from_file, one_by_one
+from boxseg.label.sources import Source, from_file
 from orchestration.cli.app import run
 
 STEPS = 30
@@ -20,7 +20,7 @@ LEAST_LEAD = -0.01
 """GrabCut is nearly perfect where every surface has one colour."""
 
 
-def mean_iou(data: CocoBoxes, source: BatchSource) -> float:
+def mean_iou(data: CocoBoxes, source: Source) -> float:
     """With the drawn masks, over all boxes."""
     return statistics.fmean(iou for pairs in _pairs(data, source) for _, iou in pairs)
 
@@ -41,7 +41,7 @@ def test_labels_are_no_worse_than_what_needs_no_training(
     )
     data = CocoBoxes(drawn, train=False)
     labels = Path("out/labels.coco.json")
-    ours = mean_iou(data, one_by_one(from_file(MaskFile.read(labels), data)))
+    ours = mean_iou(data, from_file(MaskFile.read(labels), data))
     simple = {what: mean_iou(data, source) for what, source in SIMPLE.items()}
     assert ours > max(simple.values()) + LEAST_LEAD, f"{ours:.3f}, and {simple}"
     assert ours > simple["filled box"] + 0.3

@@ -109,7 +109,7 @@ def test_images_of_several_sizes_are_labelled_together_as_alone(predictor, image
         samples.append(
             Sample(each, boxes, torch.full((k,), label.UNKNOWN), image_id=k, original_size=size)
         )
-    for each, found in zip(samples, label_together(predictor, samples, [None] * 4), strict=True):
+    for each, found in zip(samples, label_together(predictor, samples), strict=True):
         alone = label_boxes(predictor, each.image, each.boxes)
         assert torch.equal(found.mask, alone.mask)
         torch.testing.assert_close(found.quality, alone.quality, atol=1e-5, rtol=0)

@@ -18,7 +18,6 @@ from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
 from boxseg.label.dataset import JOURNAL, Journal, label_images, write_labels
 from boxseg.label.maps import UNKNOWN
-from boxseg.label.sources import one_by_one
 from boxseg.predict import Predictor
 
 WRITTEN = ("labels.coco.json", "labels.polygons.json", JOURNAL)
@@ -31,10 +30,10 @@ def data(trained_run):
 
 @pytest.fixture
 def drawn(data):
-    return one_by_one(label_sources.from_file(MaskFile.read(data.source.annotations), data))
+    return label_sources.from_file(MaskFile.read(data.source.annotations), data)
 
 
-BOXES = one_by_one(label_sources.from_boxes)
+BOXES = label_sources.from_boxes
 
 
 def label_all(data, source, folder):
@@ -233,7 +232,7 @@ def test_classes_are_matched_by_name(data, trained_run, monkeypatch, tmp_path):
 
     def watch(predictor, samples, others):
         seen.extend(label for each in samples for label in each.labels.tolist())
-        return [label_sources.from_boxes(each, []) for each in samples]
+        return label_sources.from_boxes([(each, []) for each in samples])
 
     def rename(content):
         content["categories"] = [
@@ -264,9 +263,7 @@ def test_results_of_another_tool_are_matched_by_their_boxes(data, tmp_path):
         "score": 0.75,
     }
     path.write_text(json.dumps([entry]))
-    summary = label_all(
-        data, one_by_one(label_sources.from_file(MaskFile.read(path), data)), tmp_path / "out"
-    )
+    summary = label_all(data, label_sources.from_file(MaskFile.read(path), data), tmp_path / "out")
     assert summary["boxes"] - summary["without_candidates"] == 1
     assert read(tmp_path / "out/labels.coco.json")["annotations"][0]["quality"] == 0.75
 
@@ -309,7 +306,7 @@ def test_a_mask_of_a_file_is_that_of_one_box(tmp_path, boxes, masks, expected):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     data = CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "data.json"), train=False)
     source = label_sources.from_file(MaskFile.read(tmp_path / "masks.json"), data)
-    parts = source(data[0], data.annotation_ids(0)).parts
+    parts = source([(data[0], data.annotation_ids(0))])[0].parts
     sizes = [None if index is None else masks[index][2] * masks[index][3] for index in expected]
     assert [part.area or None for part in parts] == sizes
 
@@ -357,7 +354,7 @@ def test_a_large_image_of_many_boxes_takes_no_frame_for_each(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     data = CocoBoxes(CocoSource(images=tmp_path, annotations=tmp_path / "a.json"), train=False)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    label_all(data, one_by_one(label_sources.from_boxes), tmp_path / "out")
+    label_all(data, label_sources.from_boxes, tmp_path / "out")
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 400_000  # KiB; 100 frames are 1,200,000
     assert after.ru_utime - before.ru_utime < 10  # 1.4 measured

@@ -32,7 +32,7 @@ def data(trained_run):
 def labels(data, tmp_path):
     """A folder with labels, the masks being the boxes."""
     journal = Journal(tmp_path / "labels", {})
-    list(label_images(data, label_sources.one_by_one(label_sources.from_boxes), journal))
+    list(label_images(data, label_sources.from_boxes, journal))
     write_labels(data, journal, tmp_path / "labels")
     return tmp_path / "labels"
 
@@ -93,7 +93,7 @@ def test_images_of_another_size_than_listed_are_left_out_of_the_page_and_of_yolo
         CocoSource(images=data.source.images, annotations=tmp_path / "bent.json"), train=False
     )
     labels, journal = tmp_path / "labels", Journal(tmp_path / "labels", {})
-    list(label_images(bent, label_sources.one_by_one(label_sources.from_boxes), journal))
+    list(label_images(bent, label_sources.from_boxes, journal))
     write_labels(bent, journal, labels)
     list(write_review(labels, data.source.images))
     names = {image["file_name"] for image in content["images"]} - {turned["file_name"]}

@@ -56,9 +56,9 @@ def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
 def test_a_stop_between_two_images_is_reported_and_the_same_command_continues(
     arguments, monkeypatch, capsys
 ):
-    def stop(sample, annotation_ids):
+    def stop(images):
         os.kill(os.getpid(), signal.SIGTERM)
-        return from_boxes(sample, annotation_ids)
+        return from_boxes(images)
 
     command = [*arguments, "--source", "box", "--output", "out"]
     with monkeypatch.context() as patch:
@@ -253,9 +253,8 @@ def _mean_iou(data: CocoBoxes, labels: Path) -> float:
     """With the drawn masks."""
     source, found = from_file(MaskFile.read(labels), data), []
     for index in range(len(data)):
-        found += mask_iou(
-            source(data[index], data.annotation_ids(index)).mask, data.drawn_masks(index).mask
-        ).tolist()
+        (labelled,) = source([(data[index], data.annotation_ids(index))])
+        found += mask_iou(labelled.mask, data.drawn_masks(index).mask).tolist()
     return sum(found) / len(found)
 
 
