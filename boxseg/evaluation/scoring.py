@@ -27,6 +27,7 @@ from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.mask_files import MaskFile, encode_entry, labels_of_file, match_masks
 from boxseg.errors import DataError
 from boxseg.evaluation.ap import CONFIDENT, CocoScores, ImageResult, coco_scores, encode_detections
+from boxseg.ops.box_parts import own_box_iou
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 
@@ -259,9 +260,8 @@ def box_fit_metrics(data: CocoBoxes, results: list[ImageResult]) -> dict[str, fl
         boxes += len(given)
         for row, detection in enumerate(match_boxes(given, labels, result)):
             if detection is not None:
-                bounds = decode_part(result.rles[detection], data.size(index)).bounds()
-                own_box = torch.tensor([bounds], dtype=torch.float32)
-                fits.append(float(box_iou(own_box, given[row : row + 1])[0, 0]))
+                part = decode_part(result.rles[detection], data.size(index))
+                fits += own_box_iou([part], given[row : row + 1]).tolist()
     metrics = {"box_recall": len(fits) / boxes} if boxes else {}
     return metrics | ({"box_tightness": float(np.mean(fits))} if fits else {})
 

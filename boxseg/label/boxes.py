@@ -27,8 +27,8 @@ from boxseg.label.maps import (
     take_close_up,
 )
 from boxseg.label.outlines import Outline, find_outline
-from boxseg.label.parts import box_fits
 from boxseg.mask_parts import NO_MASK, MaskPart, place_masks
+from boxseg.ops.box_parts import own_box_iou
 from boxseg.ops.boxes import box_area
 from boxseg.predict.predictor import Predictor, as_image
 from boxseg.structures import Sample
@@ -145,7 +145,7 @@ def _close_up(predictor: Predictor, sample: Sample, row: int, others: BoxLabels 
     if others is None or not others.parts[row].area:  # other tools may have no mask for a box
         return close_up
     part = others.parts[row]
-    (fit,) = box_fits([part], sample.boxes[row : row + 1]).tolist()
+    (fit,) = own_box_iou([part], sample.boxes[row : row + 1]).tolist()
     quality = float(others.quality[row])
     return replace(close_up, other=OtherMask(part, quality, fit))
 

@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from boxseg.files.pixels import cielab
-from boxseg.label.parts import box_fits
 from boxseg.mask_parts import MaskPart
+from boxseg.ops.box_parts import own_box_iou
 from boxseg.ops.pixels import (
     BoolArray,
     ColorArray,
@@ -267,7 +267,7 @@ def settle_claims(
             continue
         row, taker = (one, other) if giver is settled[one] else (other, one)
         left = _without(settled[row], settled[taker])
-        if box_fits([left], boxes[row : row + 1]).item() >= CLEAN_FIT:
+        if own_box_iou([left], boxes[row : row + 1]).item() >= CLEAN_FIT:
             settled[row] = left
     return settled
 

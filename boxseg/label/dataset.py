@@ -32,9 +32,9 @@ from boxseg.files.writing import naming_storage_faults, no_link, write_atomic
 from boxseg.formats.yolo_writer import write_yolo
 from boxseg.label.boxes import BoxLabels
 from boxseg.label.checks import DOUBTS, check_mask
-from boxseg.label.parts import box_part, inside_window, window_around
 from boxseg.label.sources import Source
 from boxseg.mask_parts import MaskPart
+from boxseg.ops.box_parts import box_part
 from boxseg.predict.predictor import in_batches
 from boxseg.structures import Sample
 
@@ -221,11 +221,8 @@ def _label_of(
     quality: float,
     candidates: int,
 ) -> Label:
-    """The journal's entry for a mask, measured in a window around box and mask instead of the whole image."""
-    window = top, left, height, width = window_around(box, part, size)
-    mask = part.within(top, left, (height, width))
-    in_window = (box - torch.tensor([left, top] * 2)).numpy()
-    checks = check_mask(mask, in_window, inside_window(box, window))
+    """The journal's entry for a mask."""
+    checks = check_mask(part, box, size)
     return {
         "id": annotation_id,
         "segmentation": encode_part(part, size),

@@ -18,8 +18,8 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile, encode_entry, match_masks
 from boxseg.errors import DataError
 from boxseg.label.boxes import UNKNOWN, BoxLabels, label_together
-from boxseg.label.parts import box_fits, box_part
 from boxseg.mask_parts import NO_MASK
+from boxseg.ops.box_parts import box_part, own_box_iou
 from boxseg.ops.boxes import box_iou
 from boxseg.predict import Predictor
 from boxseg.structures import Sample
@@ -91,7 +91,7 @@ def from_file(file: MaskFile, data: CocoBoxes) -> Source:
             NO_MASK if entry is None else decode_part(encode_entry(path, entry, size), size)
             for entry in chosen
         ]
-        quality = box_fits(parts, sample.boxes)
+        quality = own_box_iou(parts, sample.boxes)
         for row, entry in enumerate(chosen):
             stated = None if entry is None else _stated_quality(entry)
             if stated is not None:

@@ -13,8 +13,8 @@ from boxseg.errors import ShapeError
 from boxseg.label import boxes as label
 from boxseg.label import maps as label_maps
 from boxseg.label.boxes import label_boxes, label_together
-from boxseg.label.parts import box_fits
 from boxseg.mask_parts import MaskPart
+from boxseg.ops.box_parts import own_box_iou
 from boxseg.ops.masks import pixels_inside
 from boxseg.predict import Predictor
 from boxseg.structures import Candidates, Sample
@@ -158,7 +158,11 @@ def test_a_mask_fits_its_box_as_far_as_it_reaches():
     masks = torch.zeros(3, 10, 10, dtype=torch.bool)
     masks[0, 2:6, 2:8] = masks[1, 2:4, 2:8] = True
     boxes = torch.tensor([[2.0, 2, 8, 6]] * 3)
-    assert box_fits([MaskPart(mask) for mask in masks.numpy()], boxes).tolist() == [1.0, 0.5, 0.0]
+    assert own_box_iou([MaskPart(mask) for mask in masks.numpy()], boxes).tolist() == [
+        1.0,
+        0.5,
+        0.0,
+    ]
 
 
 def test_pixels_of_a_box_have_their_centre_in_it_and_there_is_at_least_one():
