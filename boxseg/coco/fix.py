@@ -63,14 +63,26 @@ def write_fixed(source: CocoSource, output: Path) -> Changes:
         DataError: the file is no COCO file at all, its boxes look moved, or `output` holds something.
     """
     content = read_whole(source.annotations)
-    if output.exists() and any(output.iterdir()):
-        raise DataError(
-            f"{output}: is not empty; a cleaned copy needs a folder of its own (name another)"
-        )
+    images, is_new = output / IMAGES, not output.exists()
+    try:
+        if not is_new and any(output.iterdir()):
+            raise FileExistsError
+        # of two commands at once, one gets it; each would leave out the images that the other has linked
+        images.mkdir(parents=True)
+    except FileExistsError:
+        way_out = "a cleaned copy needs a folder of its own (name another)"
+        raise DataError(f"{output}: is not empty; {way_out}") from None
     changes = Changes()
-    keep = partial(_keep_image, folder=source.images, output=output / IMAGES, changes=changes)
-    clean_content(content, changes, path=source.annotations, keep_image=keep, folder=source.images)
-    (output / IMAGES).mkdir(parents=True, exist_ok=True)  # no image may be left
+    keep = partial(_keep_image, folder=source.images, output=images, changes=changes)
+    try:
+        clean_content(
+            content, changes, path=source.annotations, keep_image=keep, folder=source.images
+        )
+    except DataError:
+        images.rmdir()  # data are refused before the first image is kept
+        if is_new:
+            output.rmdir()
+        raise
     write_atomic(output / ANNOTATIONS, json.dumps(content))
     return changes
 

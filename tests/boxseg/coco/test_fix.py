@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from boxseg.coco import fix
 from boxseg.coco.checks import check_source
 from boxseg.coco.fix import write_fixed
 from boxseg.config.method import CocoSource
@@ -115,6 +116,22 @@ def test_only_coco_files_can_be_cleaned(tmp_path, text):
 def test_a_folder_that_holds_something_is_left_alone(content, write_source, tmp_path):
     with pytest.raises(DataError, match="not empty"):
         write_fixed(write_source(content), tmp_path)
+
+
+def test_of_two_commands_into_one_folder_the_second_is_refused(
+    content, write_source, tmp_path, monkeypatch
+):
+    source, output = write_source(content), tmp_path / "out"
+    image_fault = fix.image_fault
+
+    def look_while_another_begins(*arguments, **options):
+        with pytest.raises(DataError, match="not empty"):
+            write_fixed(source, output)
+        return image_fault(*arguments, **options)
+
+    monkeypatch.setattr(fix, "image_fault", look_while_another_begins)
+    assert not write_fixed(source, output)
+    assert json.loads((output / "annotations.json").read_text()) == content
 
 
 def test_names_with_characters_of_urls_are_taken_as_they_are_where_such_files_exist(
