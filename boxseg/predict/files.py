@@ -112,7 +112,7 @@ def remove_earlier(overlays: Path, kept: Collection[str]) -> None:
         with contextlib.suppress(UnreadableError):
             is_ours = read_picture(path, lambda picture: picture.info.get("Software") == DRAWN_BY)
             if is_ours and path.name not in kept:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another call may clear the folder too
 
 
 def join_coco(predictor: Predictor, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from boxseg.evaluation.panels import COLOURS, OPACITY
 from boxseg.mask_parts import MaskPart
-from boxseg.predict.files import coco_annotations, draw_overlay
+from boxseg.predict import files
+from boxseg.predict.files import coco_annotations, draw_overlay, remove_earlier
 from boxseg.structures import Detections
 
 SIZE = (60, 90)
@@ -70,3 +71,18 @@ def test_annotations_have_the_scores_and_boxes_of_the_detections_to_the_last_dig
     boxes = torch.tensor([each["bbox"] for each in annotations], dtype=torch.float64)
     boxes[:, 2:] += boxes[:, :2]
     torch.testing.assert_close(boxes, found.boxes.double(), atol=1e-9, rtol=0)
+
+
+def test_two_calls_may_remove_earlier_pictures_at_once(tmp_path, monkeypatch):
+    for name in ("1.png", "2.png"):
+        draw_overlay(torch.zeros(3, *SIZE, dtype=torch.uint8), detections(0), [], tmp_path / name)
+    read_picture = files.read_picture
+
+    def read_as_another_call_removes(path, read):
+        content = read_picture(path, read)
+        path.unlink()
+        return content
+
+    monkeypatch.setattr(files, "read_picture", read_as_another_call_removes)
+    remove_earlier(tmp_path, ())
+    assert not list(tmp_path.iterdir())
