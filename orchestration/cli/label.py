@@ -164,8 +164,11 @@ def _read_classes(task: LabelTask) -> list[str]:
 def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
     """Apply the decisions of the review page to the labels in a folder, and print their counts."""
     from boxseg.label.review import apply_decisions
+    from orchestration.execute.label_run import alone_in
 
-    counts = apply_decisions(folder, decisions, images)
+    # a folder that is missing is refused, and not made
+    with alone_in(folder) if folder.is_dir() else contextlib.nullcontext():
+        counts = apply_decisions(folder, decisions, images)
     print_json(counts) if as_json else print_pairs(list(counts.items()))
 
 

@@ -51,6 +51,22 @@ def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
         assert run(command) == 2
     assert "out: another command labels into it; wait for it" in capsys.readouterr().err
     assert run(command) == 0
+    Path("decisions.json").write_text(
+        json.dumps({"labels": stamp_of(Path("out")), "decisions": {}})
+    )
+    apply = [*arguments, "--output", "out", "--apply", "decisions.json"]
+    with alone_in(Path("out")):
+        assert (
+            run(apply) == 2
+        )  # as `yolo/` would be that of one, and the reviewed labels those of the other
+    assert "out: another command labels into it; wait for it" in capsys.readouterr().err
+    assert run(apply) == 0
+
+
+def test_decisions_about_a_folder_that_is_missing_do_not_make_it(arguments):
+    Path("decisions.json").write_text("{}")
+    assert run([*arguments, "--output", "out", "--apply", "decisions.json"]) == 3
+    assert not Path("out").exists()
 
 
 def test_a_stop_between_two_images_is_reported_and_the_same_command_continues(
