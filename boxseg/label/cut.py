@@ -18,10 +18,10 @@ from boxseg.ops.pixels import (
     ColorArray,
     FloatArray,
     box_fit,
+    color_overlap,
     color_shares,
     pixels_of_box,
     resize,
-    shared_colors,
     sort_colors,
 )
 
@@ -101,9 +101,7 @@ def cut_by_colors(picture: NDArray[np.uint8], box: FloatArray) -> Cut:
     return Cut(mask if mask.any() else inside, cut.separation, cut.fit)
 
 
-def add_left_out(
-    mask: BoolArray, color: ColorArray, claimed: BoolArray, pixel: float
-) -> BoolArray:
+def add_left_out(mask: BoolArray, color: ColorArray, seen: BoolArray, pixel: float) -> BoolArray:
     """Add parts of the object that a cut left out because their colours differ: windows of a car, letters on a plate.
 
     A true hole shows what is behind the object, so its colours occur around the object as well.
@@ -111,7 +109,7 @@ def add_left_out(
     Args:
         mask: Bool (h, w), the cut.
         color: Index (h', w') of each pixel's colour in the same view, at any resolution.
-        claimed: Bool (h', w'), pixels that may belong to the object; those in holes of the mask always may.
+        seen: Bool (h', w'), pixels that may belong to the object; those in holes of the mask always may.
         pixel: How many pixels of these maps a pixel of the image has on each side. Parts narrower than three pixels of
             the image are blends of object and background.
 
@@ -119,7 +117,7 @@ def add_left_out(
         Bool (h, w).
     """
     on_maps = resize(mask.astype(np.float32), color.shape) > 0.5
-    largest = ndimage.binary_fill_holes(on_maps) | claimed
+    largest = ndimage.binary_fill_holes(on_maps) | seen
     is_own = color_shares(color, largest) > LEFT_OUT * color_shares(color, ~largest)
     left_out = largest & ~on_maps & is_own[color]
     side = 2 * max(round(pixel), 1) + 1
@@ -172,7 +170,7 @@ def _cut_from(
     if not mask.any():
         mask = inside
     # Around a box that is the whole picture nothing is left from which the mask could differ.
-    separation = 0.0 if mask.all() else 1 - shared_colors(color, mask, ~mask)
+    separation = 0.0 if mask.all() else 1 - color_overlap(color, mask, ~mask)
     return Cut(mask, separation, box_fit(mask, inside), models)
 
 
@@ -325,7 +323,7 @@ def _find_giver(image: NDArray[np.uint8], one: MaskPart, other: MaskPart) -> Mas
     for rest, mask in ((1, one), (2, other)):
         # If the mask lies inside the other one, the shared pixels are its own.
         is_inside = common.sum() >= INSIDE * mask.area
-        overlaps.append(1.0 if is_inside else shared_colors(color, region == 0, region == rest))
+        overlaps.append(1.0 if is_inside else color_overlap(color, region == 0, region == rest))
     for_one, for_other = overlaps
     if for_one < FOREIGN and for_other > OWN:
         return one

@@ -50,7 +50,7 @@ CUT = 3.0
 CUT_SEPARATION = (0.45, 0.8)
 CUT_FIT = (0.8, 0.95)
 """GrabCut's mask is not trusted below the first value of either, and fully above the second of both; see `Cut`."""
-CLAIMED = 0.7
+SEEN = 0.7
 """Least probability of a pixel for which the network says that a clean cut lacks it."""
 NO_BOXES = np.zeros((0, 4), dtype=np.float32)
 """Other boxes where there are none."""
@@ -77,7 +77,7 @@ def find_outline(
     image: NDArray[np.uint8],
     box: FloatArray,
     soft: FloatArray | None = None,
-    others: FloatArray = NO_BOXES,
+    other_boxes: FloatArray = NO_BOXES,
 ) -> Outline:
     """The best mask of a known box, at the resolution of the image.
 
@@ -90,39 +90,39 @@ def find_outline(
         image: uint8 (3, h, w), RGB; a window of the image with the box and what is around it.
         box: Float (4,), x1 y1 x2 y2 in pixels of the window.
         soft: Float (h', w') in [0, 1], the map of a network over the same window at any resolution; None: no network.
-        others: Float (M, 4), other known boxes in pixels of the window, whether inside it or not.
+        other_boxes: Float (M, 4), other known boxes in pixels of the window, whether inside it or not.
 
     Raises:
         ShapeError: an argument has another shape or type.
     """
-    _check(image, box, soft, others)
+    _check(image, box, soft, other_boxes)
     size = (image.shape[1], image.shape[2])
     inside = pixels_of_box(box, size)
     if not inside.any():
         return Outline(inside, 0.0, False, {})
     # Most of the thousands of boxes that a picture may have are somewhere else.
-    begin_before, end_behind = others[:, :2] < box[2:], others[:, 2:] > box[:2]
-    others = others[(begin_before & end_behind).all(axis=1)]
+    begin_before, end_behind = other_boxes[:, :2] < box[2:], other_boxes[:, 2:] > box[:2]
+    other_boxes = other_boxes[(begin_before & end_behind).all(axis=1)]
     picture = np.ascontiguousarray(image.transpose(1, 2, 0))  # as OpenCV wants it
     cut = cut_by_colors(picture, box)
 
     # Everything else is computed with the box at one size, so that time and weights do not depend on the resolution.
     scale = min(WORK_SIDE / longer_side(box), MAX_ENLARGEMENT)
-    work_picture, boxes = scaled(picture, np.concatenate([box[None], others]), scale)
+    work_picture, boxes = scaled(picture, np.concatenate([box[None], other_boxes]), scale)
     work_box, work_others = boxes[0], boxes[1:]
     work_size = work_picture.shape[:2]
     network = None if soft is None else resize(soft.astype(np.float32), work_size)
     lab = cielab(work_picture)
     color = sort_colors(lab)
     if cut.is_clean:
-        claimed = _claim(network, work_box, work_others, work_size)
-        cut = replace(cut, mask=add_left_out(cut.mask, color, claimed, scale) & inside)
+        seen = _see_object(network, work_box, work_others, work_size)
+        cut = replace(cut, mask=add_left_out(cut.mask, color, seen, scale) & inside)
     evidence = _weigh(lab, color, work_box, network, cut)
     probs = _reach_the_sides(evidence.settled, pixels_of_box(work_box, work_size))
     mask = cut.mask if cut.is_clean else (resize(probs, size) > 0.5) & inside
     if not mask.any():  # nothing was found, so the box is the mask, with quality 0
         return Outline(inside, 0.0, False, {})
-    measures = measure(mask, evidence, work_box, soft=network, others=work_others)
+    measures = measure(mask, evidence, work_box, soft=network, other_boxes=work_others)
     quality = expect_iou(measures, with_network=soft is not None)
     if cut.is_clean:
         quality = expect_iou_of_clean(cut.separation, measure_hollow(mask, network))
@@ -133,7 +133,7 @@ def _check(
     image: NDArray[np.uint8],
     box: FloatArray,
     soft: FloatArray | None,
-    others: FloatArray,
+    other_boxes: FloatArray,
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ShapeError(
@@ -143,18 +143,20 @@ def _check(
         raise ShapeError(f"box has shape {box.shape}; x1 y1 x2 y2 are needed")
     if soft is not None and (soft.ndim != 2 or 0 in soft.shape):
         raise ShapeError(f"soft has shape {soft.shape}; a map (h, w) is needed")
-    if others.ndim != 2 or others.shape[1] != 4:
-        raise ShapeError(f"others has shape {others.shape}; boxes (M, 4) are needed")
+    if other_boxes.ndim != 2 or other_boxes.shape[1] != 4:
+        raise ShapeError(f"other_boxes has shape {other_boxes.shape}; boxes (M, 4) are needed")
 
 
-def _claim(soft: FloatArray | None, box: FloatArray, others: FloatArray, size: Size) -> BoolArray:
+def _see_object(
+    soft: FloatArray | None, box: FloatArray, other_boxes: FloatArray, size: Size
+) -> BoolArray:
     """The pixels (h, w) of a box, and of no other known box, that the network takes for the object."""
     if soft is None:
         return np.zeros(size, dtype=np.bool_)
-    claimed = (soft > CLAIMED) & pixels_of_box(box, size)
-    for other in others:
-        claimed &= ~pixels_of_box(other, size)
-    return claimed
+    seen = (soft > SEEN) & pixels_of_box(box, size)
+    for other in other_boxes:
+        seen &= ~pixels_of_box(other, size)
+    return seen
 
 
 def _weigh(

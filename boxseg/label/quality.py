@@ -18,7 +18,7 @@ from boxseg.ops.pixels import (
     resize,
 )
 
-WITH_NETWORK = {
+WEIGHTS_WITH_NETWORK = {
     "always": -0.818,
     "certainty": 0.846,
     "colors": -0.02,
@@ -31,7 +31,7 @@ WITH_NETWORK = {
     "among": -0.48,
     "beyond": -0.053,
 }
-WITHOUT_NETWORK = {
+WEIGHTS_WITHOUT_NETWORK = {
     "always": 0.012,
     "certainty": 0.324,
     "colors": 0.634,
@@ -77,7 +77,7 @@ def measure(
     box: FloatArray,
     *,
     soft: FloatArray | None,
-    others: FloatArray,
+    other_boxes: FloatArray,
 ) -> dict[str, float]:
     """What a mask and the evidence that it came from look like.
 
@@ -86,7 +86,7 @@ def measure(
         evidence: Maps (h, w).
         box: Float (4,), pixels of the maps.
         soft: Float (h, w) in [0, 1], map of the network, or None.
-        others: Float (M, 4), the other known boxes that overlap this one, pixels of the maps.
+        other_boxes: Float (M, 4), the other known boxes that overlap this one, pixels of the maps.
 
     Returns:
         `certainty`: how far the lone probabilities in the box are from 0.5 (0 at 0.5, 1 at 0 and 1); `colors`: share of
@@ -108,7 +108,7 @@ def measure(
     piece_areas = np.bincount(ndimage.label(on_maps)[0].ravel())[1:]  # without the background
     oval = inside & (box_distance(box, size) <= 1)
     in_others = np.zeros(size, dtype=np.bool_)
-    for other in others:
+    for other in other_boxes:
         in_others |= pixels_of_box(other, size)
     measures = {
         "certainty": float(np.abs(2 * evidence.lone[inside] - 1).mean()),
@@ -128,7 +128,7 @@ def measure(
 
 def expect_iou(measures: dict[str, float], *, with_network: bool) -> float:
     """IoU to expect of a mask with these measures: their weighted sum, kept in [0, 1]."""
-    weights = WITH_NETWORK if with_network else WITHOUT_NETWORK
+    weights = WEIGHTS_WITH_NETWORK if with_network else WEIGHTS_WITHOUT_NETWORK
     expected = weights["always"] + sum(weights[name] * value for name, value in measures.items())
     # In a sum, other measures could make up for these two.
     if measures["ragged"] > RAGGED or measures["fit"] < GAPPY:

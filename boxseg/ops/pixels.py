@@ -50,7 +50,7 @@ def color_shares(color: ColorArray, region: BoolArray) -> FloatArray:
     return np.bincount(color[region], minlength=COLORS) / max(region.sum(), 1)
 
 
-def shared_colors(color: ColorArray, one: BoolArray, other: BoolArray) -> float:
+def color_overlap(color: ColorArray, one: BoolArray, other: BoolArray) -> float:
     """Overlap in [0, 1] of the colours of two regions (h, w); 0 where one is empty."""
     return float(np.minimum(color_shares(color, one), color_shares(color, other)).sum())
 

@@ -192,7 +192,9 @@ def test_wrong_shapes_are_named():
         find_outline(image, box[:3])
     with pytest.raises(ShapeError, match=r"soft has shape \(3, 8, 8\)"):
         find_outline(image, box, image.astype(np.float32))
-    with pytest.raises(ShapeError, match=r"others has shape \(4,\); boxes \(M, 4\) are needed"):
+    with pytest.raises(
+        ShapeError, match=r"other_boxes has shape \(4,\); boxes \(M, 4\) are needed"
+    ):
         find_outline(image, box, None, box)
 
 
