@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,8 @@ def label(
     # a plan leaves nothing behind
     place = tempfile.TemporaryDirectory() if plan else contextlib.nullcontext(folder)
     with reading_once(), place as imports:
-        to_label = find_boxes(data, images, imports=Path(imports))
+        with _alone_if_there(Path(imports)):  # another command may be reading what it imported
+            to_label = find_boxes(data, images, imports=Path(imports))
         task = LabelTask(
             to_label,
             to_label if train_on is None else find_source(train_on, None),
@@ -161,13 +163,18 @@ def _read_classes(task: LabelTask) -> list[str]:
     return classes
 
 
+def _alone_if_there(folder: Path) -> AbstractContextManager[None]:
+    """`alone_in` for a folder that is not made where it is missing, as what follows may be refused."""
+    from orchestration.execute.label_run import alone_in
+
+    return alone_in(folder) if folder.is_dir() else contextlib.nullcontext()
+
+
 def _apply(decisions: Path, folder: Path, images: Path, as_json: bool) -> None:
     """Apply the decisions of the review page to the labels in a folder, and print their counts."""
     from boxseg.label.review import apply_decisions
-    from orchestration.execute.label_run import alone_in
 
-    # a folder that is missing is refused, and not made
-    with alone_in(folder) if folder.is_dir() else contextlib.nullcontext():
+    with _alone_if_there(folder):
         counts = apply_decisions(folder, decisions, images)
     print_json(counts) if as_json else print_pairs(list(counts.items()))
 

@@ -63,6 +63,17 @@ def test_two_commands_do_not_label_into_one_folder(arguments, capsys):
     assert run(apply) == 0
 
 
+def test_boxes_that_another_command_reads_are_not_replaced(arguments, capsys):
+    assert run([*arguments, "--source", "box", "--output", "first"]) == 0
+    Path("out").mkdir()
+    Path("out/boxes.json").write_text("of another command")
+    command = ["label", "first/yolo", "--source", "box", "--output", "out"]
+    with alone_in(Path("out")):
+        assert run(command) == 2
+    assert Path("out/boxes.json").read_text() == "of another command"
+    assert run(command) == 0
+
+
 def test_decisions_about_a_folder_that_is_missing_do_not_make_it(arguments):
     Path("decisions.json").write_text("{}")
     assert run([*arguments, "--output", "out", "--apply", "decisions.json"]) == 3
