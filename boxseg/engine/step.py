@@ -6,20 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.config.method import BoxSegConfig
 from boxseg.copy_paste.paste import paste_peers
 from boxseg.engine.distributed import mean_over_ranks, rank
 from boxseg.engine.state import Trainer
 from boxseg.losses.total import compute_losses
-from boxseg.ops.neighbours import rgb_to_lab
-from boxseg.structures import MASK_STRIDE, Batch, Candidates, PseudoMasks
+from boxseg.structures import Batch, PseudoMasks
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.drawn import prefer_drawn
 from boxseg.teacher.ema import ema_momentum, update_teacher
-from boxseg.teacher.qam import make_pseudo_masks
+from boxseg.teacher.qam import fuse_candidates
 from boxseg.teacher.quality import qam_metrics
 
 PASTE_STREAM = 2
@@ -88,21 +85,6 @@ def label_batch(trainer: Trainer, batch: Batch) -> list[PseudoMasks]:
         candidates = find_candidates(trainer.teacher, batch, config, around_boxes=True)
     # Out of autocast: scores and fusion are float32, whatever the networks compute in.
     return fuse_candidates(config, candidates, batch)
-
-
-def fuse_candidates(
-    config: BoxSegConfig, candidates: list[Candidates], batch: Batch
-) -> list[PseudoMasks]:
-    """QAM for every image of a batch."""
-    qam, with_nms = config.qam, config.teacher.with_nms
-    colors: Tensor | list[None] = [None] * len(batch)
-    if qam.color_weight:
-        # Nothing was pasted yet, so these are the colours that the teacher saw.
-        colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE))  # (B, 3, H/4, W/4)
-    return [
-        make_pseudo_masks(found, boxes, settings=qam, with_nms=with_nms, lab=lab)
-        for found, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
-    ]
 
 
 def update_ema(trainer: Trainer, step: int) -> None:

@@ -19,7 +19,6 @@ from boxseg.data.loader import eval_batches
 from boxseg.drawing import drawing
 from boxseg.engine.distributed import gather_objects, rank, world_size
 from boxseg.engine.state import Trainer
-from boxseg.engine.step import fuse_candidates
 from boxseg.evaluation.ap import Evaluation, ImageResult, encode_detections, measure_detections
 from boxseg.evaluation.finder import Finder
 from boxseg.evaluation.panels import PanelRow, draw_panels
@@ -30,6 +29,7 @@ from boxseg.ops.boxes import box_iou, scale_boxes
 from boxseg.ops.masks import aligned_bilinear, box_masks
 from boxseg.structures import MASK_STRIDE, Batch, Detections, MaskNetwork, PseudoMasks
 from boxseg.teacher.candidates import pick_candidates
+from boxseg.teacher.qam import fuse_candidates
 
 LabelledTile = tuple[Tile, Tensor, Tensor]
 """A tile with the pseudo masks (n, h, w) of its boxes and their qualities (n,)."""

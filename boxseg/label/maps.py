@@ -14,7 +14,6 @@ from boxseg.config.method import MAX_ENLARGEMENT, BoxSegConfig
 from boxseg.data.loader import collate
 from boxseg.data.transforms import View, flip_view
 from boxseg.data.windows import Window, cut_window, place_window
-from boxseg.engine.step import fuse_candidates
 from boxseg.evaluation.tiles import whole_images
 from boxseg.mask_parts import MaskPart
 from boxseg.ops.images import resized_shape
@@ -23,6 +22,7 @@ from boxseg.ops.neighbours import sample_cells
 from boxseg.predict.predictor import PADDED_TO, Predictor, of_one_size
 from boxseg.structures import Batch, Candidates, Sample
 from boxseg.teacher.candidates import pick_candidates
+from boxseg.teacher.qam import fuse_candidates
 
 UNKNOWN = -1
 """Label of a box whose class the network does not know, or that may be of any class."""

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from boxseg.config.method import QamConfig
+from boxseg.config.method import BoxSegConfig, QamConfig
 from boxseg.ops.masks import box_masks
-from boxseg.ops.neighbours import sample_cells
+from boxseg.ops.neighbours import rgb_to_lab, sample_cells
 from boxseg.ops.per_box import count_per_box, mean_per_box, sum_per_box
-from boxseg.structures import MASK_STRIDE, Candidates, MaskFrame, PseudoMasks
+from boxseg.structures import MASK_STRIDE, Batch, Candidates, MaskFrame, PseudoMasks
 from boxseg.teacher.enlarge import by_boxes
 from boxseg.teacher.fusion import fuse_masks
 from boxseg.teacher.quality import mask_confidence, score_masks
@@ -27,6 +27,21 @@ __all__ = ["fuse_masks", "make_pseudo_masks", "rank_candidates", "score_masks"]
 
 Fused = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of n boxes: mask bool (n, h, w), the map it was cut from float (n, h, w), quality (n,) and score (n,)."""
+
+
+def fuse_candidates(
+    config: BoxSegConfig, candidates: list[Candidates], batch: Batch
+) -> list[PseudoMasks]:
+    """QAM for every image of a batch."""
+    qam, with_nms = config.qam, config.teacher.with_nms
+    colors: Tensor | list[None] = [None] * len(batch)
+    if qam.color_weight:
+        # Nothing was pasted yet, so these are the colours that the teacher saw.
+        colors = rgb_to_lab(F.avg_pool2d(batch.weak.float(), MASK_STRIDE))  # (B, 3, H/4, W/4)
+    return [
+        make_pseudo_masks(found, boxes, settings=qam, with_nms=with_nms, lab=lab)
+        for found, boxes, lab in zip(candidates, batch.boxes, colors, strict=True)
+    ]
 
 
 def make_pseudo_masks(

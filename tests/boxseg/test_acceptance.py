@@ -10,10 +10,11 @@ from torchvision.ops import batched_nms, box_iou, sigmoid_focal_loss
 
 from boxseg.build import build_network, build_trainer
 from boxseg.engine import train
-from boxseg.engine.step import fuse_candidates, label_batch, paste_generator, run_step, update_ema
+from boxseg.engine.step import label_batch, paste_generator, run_step, update_ema
 from boxseg.model.targets import assign_batch
 from boxseg.ops.masks import box_masks, resize_masks
 from boxseg.teacher.candidates import find_candidates
+from boxseg.teacher.qam import fuse_candidates
 from boxseg.teacher.view import teacher_view
 
 ANY_BOX = {

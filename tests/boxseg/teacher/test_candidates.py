@@ -9,7 +9,6 @@ from torch import nn
 
 from benchmarks.scenario import STEP, Scenario, build
 from boxseg.config.method import BoxSegConfig
-from boxseg.engine.step import fuse_candidates
 from boxseg.engine.train import optimise
 from boxseg.ops.detections import decode_detections
 from boxseg.ops.images import resized_shape
@@ -18,6 +17,7 @@ from boxseg.structures import MASK_STRIDE, Batch, MaskFrame, Predictions
 from boxseg.teacher import candidates
 from boxseg.teacher.candidates import find_candidates
 from boxseg.teacher.one_per_box import match_greedily
+from boxseg.teacher.qam import fuse_candidates
 from boxseg.teacher.view import teacher_view, to_training_grid
 
 SETTINGS = BoxSegConfig.model_validate(
