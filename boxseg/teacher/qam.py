@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,11 @@ from boxseg.teacher.quality import mask_confidence, score_masks
 from boxseg.teacher.ranking import rank_candidates
 from boxseg.teacher.refine import refine_by_color, refined_quality
 
-__all__ = ["fuse_masks", "make_pseudo_masks", "rank_candidates", "score_masks"]
+__all__ = ["LABELLERS", "fuse_masks", "make_pseudo_masks", "rank_candidates", "score_masks"]
 
+LabellerName = Literal["detections", "fusion", "colors"]
+Labeller = Callable[[Candidates, Tensor, Tensor | None, QamConfig], PseudoMasks]
+"""Candidates, boxes (N, 4), CIELAB (3, H/4, W/4) or None, and settings -> a mask with its quality for each box."""
 Fused = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of n boxes: mask bool (n, h, w), the map it was cut from float (n, h, w), quality (n,) and score (n,)."""
 
@@ -69,20 +73,22 @@ def make_pseudo_masks(
     Source: BoxSeg (arXiv 2504.05137), `docs/method.md#pseudo-masks`; for `with_nms` BoxTeacher,
     `docs/method.md#one-detection-per-box`.
     """
-    if with_nms:
-        pseudo_masks = label_by_detections(candidates, boxes, settings)
-    elif settings.color_weight > 0 and lab is not None and candidates.frame is None:
-        pseudo_masks = label_by_colors(candidates, boxes, lab, settings)
-    else:
-        pseudo_masks = label_by_fusion(candidates, boxes, settings)
+    colors_count = settings.color_weight > 0 and lab is not None and candidates.frame is None
+    labeller: LabellerName = "detections" if with_nms else "colors" if colors_count else "fusion"
+    pseudo_masks = LABELLERS[labeller](candidates, boxes, lab, settings)
     trusted = pseudo_masks.quality >= settings.min_quality
     if settings.need_inside:
         trusted = trusted & pseudo_masks.mask.flatten(1).any(dim=1)
     return replace(pseudo_masks, quality=pseudo_masks.quality * trusted)
 
 
-def label_by_detections(candidates: Candidates, boxes: Tensor, settings: QamConfig) -> PseudoMasks:
-    """BoxTeacher: the mask of the one detection that each box got, with quality sqrt(sqrt(score) x mask confidence)."""
+def label_by_detections(
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
+) -> PseudoMasks:
+    """BoxTeacher: the mask of the one detection that each box got, with quality sqrt(sqrt(score) x mask confidence).
+
+    Colours have no say.
+    """
 
     def fuse(part: Candidates, num_boxes: int) -> Fused:
         probs, box_index = part.mask_probs, part.box_index
@@ -97,8 +103,10 @@ def label_by_detections(candidates: Candidates, boxes: Tensor, settings: QamConf
     return _fuse_in_parts(candidates, boxes, fuse)
 
 
-def label_by_fusion(candidates: Candidates, boxes: Tensor, settings: QamConfig) -> PseudoMasks:
-    """BoxSeg: the candidates of a box are fused, and their agreement scores the mask."""
+def label_by_fusion(
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
+) -> PseudoMasks:
+    """BoxSeg: the candidates of a box are fused, and their agreement scores the mask. Colours have no say."""
 
     def fuse(part: Candidates, num_boxes: int) -> Fused:
         mask, soft = _fuse(part, num_boxes, settings)
@@ -117,12 +125,13 @@ def label_by_fusion(candidates: Candidates, boxes: Tensor, settings: QamConfig) 
 
 
 def label_by_colors(
-    candidates: Candidates, boxes: Tensor, lab: Tensor, settings: QamConfig
+    candidates: Candidates, boxes: Tensor, lab: Tensor | None, settings: QamConfig
 ) -> PseudoMasks:
     """Profile `fixed`: fused maps are corrected by colours, and how certain they are then is the quality.
 
     Agreement of the candidates would say little about a mask that colours have moved.
     """
+    assert lab is not None
     num_boxes = len(boxes)
     if candidates.around is None:
         fused, soft = _fuse(candidates, num_boxes, settings)
@@ -139,6 +148,14 @@ def label_by_colors(
     quality = fused.flatten(1).any(dim=1) * refined_quality(soft, mask, inside)
     score = mean_per_box(candidates.score, candidates.box_index, num_boxes)
     return PseudoMasks(mask, soft, quality, score, count_per_box(candidates.box_index, num_boxes))
+
+
+LABELLERS: dict[LabellerName, Labeller] = {
+    "detections": label_by_detections,
+    "fusion": label_by_fusion,
+    "colors": label_by_colors,
+}
+"""How the candidates of a box become one mask with a quality."""
 
 
 def _fuse(candidates: Candidates, num_boxes: int, settings: QamConfig) -> tuple[Tensor, Tensor]:
