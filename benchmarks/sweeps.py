@@ -23,9 +23,9 @@ from orchestration.execute.sweep import run_sweep
 from orchestration.record.journal import newest_sweep, read_past
 from orchestration.record.table import read_table
 from orchestration.report.page import write_report
-from orchestration.tracking.mirror import catch_up
 from orchestration.tracking.pages import score_name
 from orchestration.tracking.store import open_client, tracking_uri
+from orchestration.tracking.tracker import catch_up
 
 NAME = "many"
 LOOKS = 10

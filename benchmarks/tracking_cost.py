@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-import orchestration.tracking.mirror
+import orchestration.tracking.tracker
 from benchmarks.commands import DEMO
 from benchmarks.harness import Table, Times, ratio
 from boxseg.build import run_training
@@ -23,7 +23,7 @@ from orchestration.config.spec import RunSpec
 from orchestration.execute.payload import Payload
 from orchestration.execute.reporter import FileReporter
 from orchestration.record.run_folder import RunFolder, RunStatus, new_id, own_process
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 REPORT_EVERY = 4
 """Steps between reports: five times as often as the default, against the numbers that come out."""
@@ -111,8 +111,8 @@ def _tracked_run(spec: RunSpec) -> Iterator[tuple[RunFolder, FileReporter, Any]]
     folder.start()
     tracker = Tracker(spec.storage, spec.name, logs=folder.logs)
     tracker.add(folder)
-    first_look, orchestration.tracking.mirror.FIRST_LOOK_S = (
-        orchestration.tracking.mirror.FIRST_LOOK_S,
+    first_look, orchestration.tracking.tracker.FIRST_LOOK_S = (
+        orchestration.tracking.tracker.FIRST_LOOK_S,
         0.0,
     )
     tracker.start()
@@ -120,7 +120,7 @@ def _tracked_run(spec: RunSpec) -> Iterator[tuple[RunFolder, FileReporter, Any]]
     clock = time.pthread_getcpuclockid(thread.ident or 0)
     while not folder.read_tracking().get("described"):
         time.sleep(0.1)
-    orchestration.tracking.mirror.FIRST_LOOK_S = first_look
+    orchestration.tracking.tracker.FIRST_LOOK_S = first_look
     reporter = FileReporter(folder, Payload(spec, folder.path, spec.storage), rank=0, send=None)
     try:
         yield folder, reporter, lambda: time.clock_gettime(clock)

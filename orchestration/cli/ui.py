@@ -12,7 +12,7 @@ from orchestration.cli.options import Storage
 from orchestration.cli.output import print_pairs, say
 
 if TYPE_CHECKING:
-    from orchestration.tracking.mirror import Tracked
+    from orchestration.tracking.tracker import Tracked
 
 
 def ui(
@@ -25,10 +25,10 @@ def ui(
     on a remote MLflow server, only the two addresses there are printed.
     """
     from orchestration.errors import ResourceError
-    from orchestration.tracking.mirror import catch_up, stored_uri
     from orchestration.tracking.server import HOST, mlflow_server
+    from orchestration.tracking.tracker import catch_up, latest_uri
 
-    uri = stored_uri(storage)
+    uri = latest_uri(storage)
     if uri.startswith(("http://", "https://")):
         _print_pages(uri, catch_up(storage, uri))
         return

@@ -27,7 +27,7 @@ from orchestration.store.courier import Outpost
 from orchestration.store.desk import read_records, write_records
 from orchestration.store.places import shown
 from orchestration.store.syncer import Syncer
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 logger = logging.getLogger("boxseg.sweep")
 

@@ -15,7 +15,6 @@ from orchestration.record.find_runs import list_runs
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import pull_tree
 from orchestration.store.places import shown
-from orchestration.tracking.mirror import Tracker, is_copied
 from orchestration.tracking.run import run_stage
 from orchestration.tracking.store import (
     DATABASE,
@@ -25,6 +24,7 @@ from orchestration.tracking.store import (
     open_client,
     recorded_uri,
 )
+from orchestration.tracking.tracker import Tracker, is_copied
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,7 +70,7 @@ def repair(storage: Path) -> Iterator[str]:
             own = [folder for folder in ended if folder.stored().name == name]
             for folder in sorted(own, key=lambda folder: len(folder.path.parts)):  # parents first
                 tracker.add(folder)
-            tracker.catch_up()
+            tracker.copy_leftovers()
         missing = [folder for folder in ended if not is_copied(folder)]
         if missing:
             raise ResourceError(

@@ -57,27 +57,24 @@ def follow(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
         BlockingIOError: another process is at it.
     """
     with folder.tracking():
-        _follow_alone(client, experiment_id, folder)
-
-
-def _follow_alone(client: MlflowClient, experiment_id: str, folder: RunFolder) -> None:
-    state = folder.read_tracking()
-    if state.get("deleted"):
-        return
-    try:
-        _follow(RunCopy(client, experiment_id, folder, folder.status(), state))
-    except Exception:
-        stage = run_stage(client, state)
-        # gone for good, or never in this store: all of it is copied at the next look
-        if stage == "missing":
-            folder.write_tracking({"uri": state.get("uri")})
-        if stage != "deleted":
-            raise
-        folder.write_tracking(state | {"deleted": True})
-        logger.warning(
-            "%s was deleted in MLflow, and stays so; its folder is complete, and `boxseg runs track` brings it back",
-            folder.path.name,
-        )
+        state = folder.read_tracking()
+        if state.get("deleted"):
+            return
+        try:
+            _copy_news(RunCopy(client, experiment_id, folder, folder.status(), state))
+        except Exception:
+            stage = run_stage(client, state)
+            # gone for good, or never in this store: all of it is copied at the next look
+            if stage == "missing":
+                folder.write_tracking({"uri": state.get("uri")})
+            if stage != "deleted":
+                raise
+            folder.write_tracking(state | {"deleted": True})
+            logger.warning(
+                "%s was deleted in MLflow, and stays so; its folder is complete, and `boxseg runs track` brings it "
+                "back",
+                folder.path.name,
+            )
 
 
 def run_stage(client: MlflowClient, state: dict[str, Any]) -> Stage:
@@ -93,7 +90,7 @@ def run_stage(client: MlflowClient, state: dict[str, Any]) -> Stage:
     return "deleted" if stage == "deleted" else "active"
 
 
-def _follow(copy: RunCopy) -> None:
+def _copy_news(copy: RunCopy) -> None:
     status, folder = copy.status, copy.folder
     if copy.state.get("ended") == [status.status, status.ended]:
         return

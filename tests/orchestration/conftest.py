@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-import orchestration.tracking.mirror
+import orchestration.tracking.tracker
 from orchestration.tracking.store import open_client
 
 # typer reads the signatures of all commands again for each that is run
@@ -45,5 +45,5 @@ def _stores_have_their_tables(make_store: Callable[[Path], str]) -> Iterator[Non
         return open_client(uri)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orchestration.tracking.mirror, "open_client", open_copy)
+        patch.setattr(orchestration.tracking.tracker, "open_client", open_copy)
         yield

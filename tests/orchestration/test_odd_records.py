@@ -24,7 +24,7 @@ from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.errors import ExitCode
 from orchestration.record import records
 from orchestration.record.run_folder import RunFolder, RunStatus
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "30"))
 FUZZ = settings(
@@ -274,7 +274,7 @@ def test_any_note_about_tracking(storage: Path, content: bytes):
     odd_run.tracking_path.write_bytes(content)
     tracker = Tracker(storage, "toy", uri="sqlite:///x", logs=storage / "logs")
     with mock.patch.object(Tracker, "_open", return_value=mock.MagicMock()):
-        tracker.catch_up()
+        tracker.copy_leftovers()
     assert good.read_tracking()["ended"] == ["interrupted", 9.0]
     look_at_everything("odd")
 

@@ -29,7 +29,7 @@ from orchestration.record.table import SweepTable
 from orchestration.record.trial import Trial, TrialStatus
 from orchestration.report.page import write_report
 from orchestration.report.stats import rank_settings
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 
 def evaluation(mask: float, box: float) -> dict[str, float]:

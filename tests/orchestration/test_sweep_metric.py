@@ -24,7 +24,7 @@ from orchestration.record.score import read_scores
 from orchestration.record.trial import Trial
 from orchestration.report.page import write_report
 from orchestration.report.sweep_record import panel_of
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 
 def evaluation(mask: float, box: float, fill: float | None = None) -> dict[str, float]:

@@ -14,8 +14,8 @@ from orchestration.cli.app import run
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker
 from orchestration.tracking.store import tracking_uri
+from orchestration.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
 

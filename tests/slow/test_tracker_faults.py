@@ -19,13 +19,13 @@ from postgres import postgres
 from tracked_writer import METRICS, write_run
 from tracked_writer import REPORTS as WRITTEN
 
-import orchestration.tracking.mirror
+import orchestration.tracking.tracker
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.execute.run import train_run
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, catch_up
 from orchestration.tracking.server import mlflow_server
+from orchestration.tracking.tracker import Tracker, catch_up
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +52,8 @@ def server(tmp_path_factory) -> Iterator[int]:
 @pytest.fixture
 def impatient(monkeypatch) -> None:
     """The tracker looks at once and often and does not wait long."""
-    monkeypatch.setattr(orchestration.tracking.mirror, "TICK_S", 0.3)
-    monkeypatch.setattr(orchestration.tracking.mirror, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(orchestration.tracking.tracker, "TICK_S", 0.3)
+    monkeypatch.setattr(orchestration.tracking.tracker, "FIRST_LOOK_S", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
@@ -300,7 +300,7 @@ def check_eight_writers(storage: Path, uri: str) -> None:
     """Eight processes log 300 reports of five metrics each at once; all of them are counted."""
     (storage / "many").mkdir()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "orchestration.tracking.mirror"])
+    context.set_forkserver_preload(["mlflow", "orchestration.tracking.tracker"])
     writers = [
         context.Process(target=write_run, args=(storage, uri, number)) for number in range(8)
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 METRICS = tuple("abcde")
 REPORTS = 300

@@ -19,7 +19,7 @@ from orchestration.config.spec import load_run
 from orchestration.execute.label_run import LabelTask, find_same_run
 from orchestration.planning.recipe import WINDOW_PX
 from orchestration.record.run_folder import RunFolder
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 TINY = shlex.split(
     "--set model.backbone=timm/test_resnet --set model.weights=none --set model.channels=16 --set model.tower_convs=1 "

@@ -31,7 +31,7 @@ from orchestration.record.table import (
     render_table,
 )
 from orchestration.record.trial import Trial, TrialStatus
-from orchestration.tracking.mirror import Tracker
+from orchestration.tracking.tracker import Tracker
 
 DRAWN = SweepConfig.model_validate({"space": {"qam.k_top": {"choice": list(range(1, 11))}}})
 """Can have drawn the trials of these tests that a sweep goes on with."""

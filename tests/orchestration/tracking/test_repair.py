@@ -22,9 +22,9 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec
 from orchestration.errors import ResourceError
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, catch_up, stored_uri
 from orchestration.tracking.repair import repair
 from orchestration.tracking.store import tracking_uri
+from orchestration.tracking.tracker import Tracker, catch_up, latest_uri
 
 MakeStore = Callable[[Path], str]
 
@@ -83,7 +83,7 @@ def test_a_storage_at_another_place_writes_there_alone(
         shutil.copytree(storage, new, symlinks=True)
     else:
         storage.rename(new)
-    assert stored_uri(new) == tracking_uri(new)
+    assert latest_uri(new) == tracking_uri(new)
     folder = make_run(new, "20261102-120000-bbbb")
     folder.finish("finished")
     track(new, folder)
@@ -105,7 +105,7 @@ def test_runs_that_were_moved_without_the_file_get_one_at_their_new_place(
     new.mkdir()
     (storage / "toy").rename(new / "toy")
     shutil.rmtree(storage)
-    assert stored_uri(new) == tracking_uri(new)
+    assert latest_uri(new) == tracking_uri(new)
     assert list(repair(new))[-1] == f"1 runs are in MLflow ({tracking_uri(new)})"
     assert pictures(new, first_run(new)) == ["samples/step-10.png"]
     assert not storage.exists()
@@ -122,7 +122,7 @@ def test_paths_of_runs_that_are_copied_again_do_not_depend_on_the_current_folder
 
 
 def test_a_storage_within_another_keeps_its_file(storage: Path, make_store: MakeStore):
-    assert stored_uri(storage.parent) == tracking_uri(storage)
+    assert latest_uri(storage.parent) == tracking_uri(storage)
     make_store(storage.parent / "mlflow.db")
     assert list(repair(storage.parent)) == [f"1 runs are in MLflow ({tracking_uri(storage)})"]
 
@@ -130,7 +130,7 @@ def test_a_storage_within_another_keeps_its_file(storage: Path, make_store: Make
 def test_the_pages_of_a_storage_that_was_moved_show_its_new_place(storage: Path, tmp_path: Path):
     new = tmp_path / "elsewhere"
     storage.rename(new)
-    catch_up(new, stored_uri(new))  # what `boxseg ui` does; all runs are in MLflow already
+    catch_up(new, latest_uri(new))  # what `boxseg ui` does; all runs are in MLflow already
     assert pictures(new, first_run(new)) == ["samples/step-10.png"]
     place = client_of(new).get_run(first_run(new).read_tracking()["run_id"]).info.artifact_uri
     assert place.startswith((new / "mlartifacts").as_uri())
@@ -172,14 +172,14 @@ def test_a_run_deleted_in_mlflow_is_not_copied_again_until_asked_for(
     folder = make_run(storage, "20261102-120000-bbbb")
     tracker = Tracker(storage, "toy", logs=storage / "logs")
     tracker.add(folder)
-    tracker.catch_up()
+    tracker.copy_leftovers()
     run_id = folder.read_tracking()["run_id"]
     client.delete_run(run_id)
     folder.report(20, {"train/loss": 1.0})
     folder.finish("finished")
     with caplog.at_level(logging.WARNING, logger="boxseg.tracking"):
-        tracker.catch_up()
-        tracker.catch_up()
+        tracker.copy_leftovers()
+        tracker.copy_leftovers()
     assert caplog.text.count("`boxseg runs track` brings it back") == 1
     assert "trying again" not in caplog.text
     assert client.get_run(run_id).info.lifecycle_stage == "deleted"
@@ -279,14 +279,14 @@ def test_pages_of_a_file_that_another_process_holds_are_refused(storage: Path):
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(ResourceError, match="database is locked; if it is locked, end what"):
-            catch_up(storage, stored_uri(storage))
+            catch_up(storage, latest_uri(storage))
         holder.communicate(b"\n")
 
 
 def test_pages_of_a_damaged_file_are_refused_with_the_command(storage: Path):
     (storage / "mlflow.db").write_bytes(b"\xff" * 8192)
     with pytest.raises(ResourceError, match=r"not a database; .* `boxseg runs track` makes"):
-        catch_up(storage, stored_uri(storage))
+        catch_up(storage, latest_uri(storage))
 
 
 def test_pages_of_a_file_that_lacks_a_run_are_refused_with_the_command(
@@ -294,9 +294,9 @@ def test_pages_of_a_file_that_lacks_a_run_are_refused_with_the_command(
 ):
     make_store(storage / "mlflow.db")  # as an earlier copy that was put back
     with pytest.raises(ResourceError, match=r"not found; `boxseg runs track` copies"):
-        catch_up(storage, stored_uri(storage))
+        catch_up(storage, latest_uri(storage))
     list(repair(storage))
-    assert catch_up(storage, stored_uri(storage)).sweep is None
+    assert catch_up(storage, latest_uri(storage)).sweep is None
 
 
 def test_a_storage_without_runs_is_reported(tmp_path: Path):

@@ -12,16 +12,16 @@ import mlflow
 import pytest
 
 import orchestration.tracking.artifacts
-import orchestration.tracking.mirror
 import orchestration.tracking.run
+import orchestration.tracking.tracker
 from boxseg.engine.checkpoint import publish, save_checkpoint
 from orchestration.config.resolved import dump_resolved, params_of, parse_resolved
 from orchestration.config.spec import RunSpec, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
-from orchestration.tracking.mirror import Tracker, catch_up, is_copied, stored_uri
 from orchestration.tracking.run import follow
 from orchestration.tracking.store import tracking_uri
+from orchestration.tracking.tracker import Tracker, catch_up, is_copied, latest_uri
 
 SPACE = {"sweep": {"space": {"qam.k_top": {"choice": [1, 5]}}}}
 NETWORKS = ("student", "teacher")
@@ -428,9 +428,9 @@ def test_ended_runs_are_not_read_again_until_the_end(storage, client, monkeypatc
         looks.append(folder.path.name)
         follow(client, experiment_id, folder)
 
-    monkeypatch.setattr(orchestration.tracking.mirror, "follow", look)
-    monkeypatch.setattr(orchestration.tracking.mirror, "FIRST_LOOK_S", 0.0)
-    monkeypatch.setattr(orchestration.tracking.mirror, "TICK_S", 0.01)
+    monkeypatch.setattr(orchestration.tracking.tracker, "follow", look)
+    monkeypatch.setattr(orchestration.tracking.tracker, "FIRST_LOOK_S", 0.0)
+    monkeypatch.setattr(orchestration.tracking.tracker, "TICK_S", 0.01)
     over, running = make_run(storage, "over"), make_run(storage, "running")
     tracker = Tracker(storage, "toy", logs=storage / "logs")
     tracker.add(over)
@@ -468,7 +468,7 @@ def test_runs_unknown_to_mlflow_are_copied_by_the_next_command(tmp_path, make_st
     for folder in (sweep, trial):
         tracker.add(folder)
         folder.update(pid=1, pid_created=1.5, tags={"host": socket.gethostname()})
-    found = catch_up(tmp_path, stored_uri(tmp_path))
+    found = catch_up(tmp_path, latest_uri(tmp_path))
     client = mlflow.MlflowClient(tracking_uri=uri)
     runs = client.search_runs([found.experiment_id])
     assert {run.info.status for run in runs} == {"KILLED"}
@@ -553,8 +553,8 @@ def test_the_end_waits_while_mlflow_takes_runs_and_not_for_one_that_hangs(
             over.wait(60)
         follow(*arguments)
 
-    monkeypatch.setattr(orchestration.tracking.mirror, "follow", follow_slowly)
-    monkeypatch.setattr(orchestration.tracking.mirror, "time", clock)
+    monkeypatch.setattr(orchestration.tracking.tracker, "follow", follow_slowly)
+    monkeypatch.setattr(orchestration.tracking.tracker, "time", clock)
     tracker = Tracker(storage, "toy", logs=storage / "logs")
     for number in range(6):
         run = make_run(storage, f"slow-{hangs}-{number}")
@@ -571,7 +571,7 @@ def test_the_end_waits_while_mlflow_takes_runs_and_not_for_one_that_hangs(
 def test_a_run_that_another_process_copies_is_waited_for_and_not_for_ever(
     storage, client, monkeypatch, ends: bool
 ):
-    monkeypatch.setattr(orchestration.tracking.mirror, "BUSY_S", 60.0 if ends else 0.5)
+    monkeypatch.setattr(orchestration.tracking.tracker, "BUSY_S", 60.0 if ends else 0.5)
     taken = make_run(storage, f"taken-{ends}")
     free = make_run(storage, f"free-{ends}")
     tracker = Tracker(storage, "toy", logs=storage / "logs")
@@ -582,7 +582,7 @@ def test_a_run_that_another_process_copies_is_waited_for_and_not_for_ever(
         other.enter_context(taken.tracking())
         if ends:
             threading.Timer(1.0, other.close).start()
-        tracker.catch_up()
+        tracker.copy_leftovers()
     assert is_copied(free)
     assert is_copied(taken) == ends
 

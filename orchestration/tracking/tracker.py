@@ -130,7 +130,7 @@ class Tracker:
             )
         return not left
 
-    def catch_up(self) -> None:
+    def copy_leftovers(self) -> None:
         """Copy what ended processes left behind, in this thread; faults are logged, not raised."""
         self._add_leftovers()
         if self._folders:
@@ -261,7 +261,7 @@ class Tracked:
     """Experiment id and sweep id of the latest sweep."""
 
 
-def stored_uri(storage: Path) -> str:
+def latest_uri(storage: Path) -> str:
     """Tracking URI of the latest tracked run under a storage folder.
 
     Raises:
@@ -300,7 +300,7 @@ def catch_up(storage: Path, uri: str) -> Tracked:
             move_places(storage)
         client = open_client(uri)
     for name in {status.name for status in list_runs(storage)}:
-        Tracker(storage, name, uri=uri, logs=storage / "logs").catch_up()
+        Tracker(storage, name, uri=uri, logs=storage / "logs").copy_leftovers()
     tracked: list[tuple[RunStatus, str]] = []
     for status in list_runs(storage):
         same_store = recorded_uri(RunFolder(status.folder), storage) == uri
