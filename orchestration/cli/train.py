@@ -123,7 +123,7 @@ def sweep(
 
     spec = load_sweep(experiment, overrides or [])
     wanted: dict[Start, bool] = {
-        "beside": new,
+        "new": new,
         "resume": resume,
         "retry_failed": retry_failed,
         "more": more is not None,
@@ -184,7 +184,7 @@ def _beginning(
             "--new starts another sweep, --resume, --auto-resume, --retry-failed and --more go on with one; give one "
             "of them"
         )
-    if earlier is not None and (auto_resume or wanted["beside"]):
+    if earlier is not None and (auto_resume or wanted["new"]):
         option = "--auto-resume" if auto_resume else "--new"
         raise ConfigError(f"{earlier}: {option} takes no sweep; leave the name out")
     if earlier is not None and not any(wanted.values()):

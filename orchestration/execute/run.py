@@ -16,7 +16,7 @@ from orchestration.execute.payload import Payload, TrainFn
 from orchestration.execute.supervise import supervise
 from orchestration.planning.preflight import runner_of
 from orchestration.record.failures import error_of
-from orchestration.record.find_runs import find_run, find_start
+from orchestration.record.find_runs import find_run, resolve_start_from
 from orchestration.record.origin import check_repeatable, open_folder, prepare_data, provenance
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
@@ -53,7 +53,7 @@ def train_run(
             tags["repeats"] = repeat.path.name
         storage = spec.storage.absolute()
         if resume is None:
-            spec = find_start(spec)
+            spec = resolve_start_from(spec)
             folder = new_folder(storage / spec.name)
             syncer = stack.enter_context(driven(folder.path))
         else:

@@ -23,7 +23,7 @@ from orchestration.execute.tune import make_tuner
 from orchestration.planning.known import find_known
 from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
-from orchestration.record.find_runs import find_start
+from orchestration.record.find_runs import resolve_start_from
 from orchestration.record.journal import driving, read_past
 from orchestration.record.origin import check_same_data, open_folder, prepare_data, provenance
 from orchestration.record.progress import SweepProgress
@@ -82,7 +82,7 @@ def run_sweep(
         StorageError: a trial or the sweep could not be written; `start="resume"` goes on once it can.
         KeyboardInterrupt: a second signal came before the state was saved.
     """
-    spec = find_start(spec)
+    spec = resolve_start_from(spec)
     going_on = find_sweep(spec, start, earlier)
     tags = prepare_data(spec) | provenance(spec)
     if going_on is not None:

@@ -16,7 +16,7 @@ from orchestration.execute.payload import Payload, Work
 from orchestration.execute.supervise import Supervisor
 from orchestration.execute.worker import split_batch
 from orchestration.record.failures import Failure, FailureClass
-from orchestration.record.find_runs import find_start, list_in, sound_status
+from orchestration.record.find_runs import list_in, resolve_start_from, sound_status
 from orchestration.record.progress import SweepProgress
 from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
 from orchestration.record.table import SweepTable, describe, make_table, read_table
@@ -46,7 +46,7 @@ class SweepPlan(Work):
             ConfigError: the trial's values do not fit together.
         """
         return Payload(
-            find_start(self.spec.trial(trial.values, trial.seed)),
+            resolve_start_from(self.spec.trial(trial.values, trial.seed)),
             self.trial_folder(trial).path,
             self.data_root,
             self.runner,

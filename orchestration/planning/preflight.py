@@ -23,7 +23,7 @@ from orchestration.config.space import count_settings, names_of, possible_values
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.planning.machine import count_cpus, count_gpus
-from orchestration.record.find_runs import find_start
+from orchestration.record.find_runs import resolve_start_from
 from orchestration.store.client import place_of
 from orchestration.store.data import fetch_annotations
 from orchestration.store.places import address_of, named
@@ -297,7 +297,7 @@ def _values(spec: RunSpec, name: str) -> list[Any]:
 def _check_start(spec: RunSpec) -> None:
     """Check that the network can start from the named weights, for which both have to be loaded."""
     for variant in _starts(spec):
-        start = find_start(variant).model.start_from
+        start = resolve_start_from(variant).model.start_from
         if start is None:
             continue
         if not os.path.exists(start):  # noqa: PTH110 - False for any name at all

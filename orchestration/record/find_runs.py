@@ -115,7 +115,7 @@ def find_trained(storage: Path, name: str) -> Path:
     return fetch_network(folder.resolve())
 
 
-def find_start(spec: Spec) -> Spec:
+def resolve_start_from(spec: Spec) -> Spec:
     """The settings with `model.start_from` as a path, if it names a run by its id or as `best:SWEEP`.
 
     Raises:

@@ -19,7 +19,7 @@ from orchestration.config.resolved import (
 )
 from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
-from orchestration.record.find_runs import find_run, find_start, list_in
+from orchestration.record.find_runs import find_run, list_in, resolve_start_from
 from orchestration.record.journal import driving, find_trials, is_concluded, newest_sweep
 from orchestration.record.origin import check_same_data, look_at_data
 from orchestration.record.run_folder import RunFolder
@@ -58,12 +58,12 @@ SWEEP_MAY_CHANGE = (
 OTHER_SWEEP = "start another sweep with --new"
 """What to do with settings or data that a sweep cannot take."""
 
-Start = Literal["resume", "retry_failed", "more", "beside"]
+Start = Literal["resume", "retry_failed", "more", "new"]
 """What to do if there is a sweep of the same name.
 
 `resume`: go on with it if it was interrupted, or if the file asks for more trials. `retry_failed`: go on, whether it
 has ended or not, and retry trials whose cause of failure may be gone. `more`: go on, whether it has ended or not, and
-try more settings. `beside`: start another one, even if that one is interrupted or running.
+try more settings. `new`: start another one, even if that one is interrupted or running.
 """
 
 
@@ -144,7 +144,7 @@ def _is_of(folder: RunFolder, spec: RunSpec, may_change: Sequence[str]) -> bool:
     fetch_annotations(spec)  # those in a store may have changed
     with contextlib.suppress(ConfigError, DataError):
         check_same_data(folder, spec, look_at_data(spec), otherwise="")
-        return not differing_settings(find_start(spec), folder, may_change)
+        return not differing_settings(resolve_start_from(spec), folder, may_change)
     return False
 
 
@@ -184,7 +184,7 @@ def find_sweep(
         ConfigError: there is no such sweep; it is running; it was interrupted and `start` is None; or it cannot be
             resumed.
     """
-    if start == "beside":
+    if start == "new":
         return None
     folder = newest_sweep(spec.storage.absolute(), spec.name)
     if name is not None:

@@ -12,7 +12,7 @@ from boxseg.errors import ConfigError
 from orchestration.cli.app import run
 from orchestration.config.spec import RunSpec
 from orchestration.planning.preflight import check
-from orchestration.record.find_runs import find_start
+from orchestration.record.find_runs import resolve_start_from
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 
@@ -112,7 +112,7 @@ def test_no_checkpoint_silently_takes_the_place_of_the_best(
     assert way_out in capsys.readouterr().err
     spec = RunSpec.model_validate({"model": {"start_from": "run"}, "storage": "runs"})
     with pytest.raises(ConfigError, match=r"model\.start_from: .*step-00000004"):
-        check(find_start(spec))
+        check(resolve_start_from(spec))
 
 
 def test_a_run_does_not_start_from_damaged_weights(checkpoint, tmp_path):

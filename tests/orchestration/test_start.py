@@ -15,7 +15,7 @@ from orchestration.cli.app import run as run_command
 from orchestration.config.spec import RunSpec, SweepSpec, load_run
 from orchestration.execute.run import train_run
 from orchestration.planning.preflight import check
-from orchestration.record.find_runs import find_start, list_runs
+from orchestration.record.find_runs import list_runs, resolve_start_from
 from orchestration.record.run_folder import RunFolder, RunStatus
 
 SETTINGS = {
@@ -86,7 +86,7 @@ def test_a_resumed_run_no_longer_needs_its_start(storage, earlier, tmp_path, mon
 
 def test_names_of_runs_and_sweeps_become_paths(storage, earlier, tmp_path):
     def found(start: str) -> Path | None:
-        return find_start(make_spec(storage, model={"start_from": start})).model.start_from
+        return resolve_start_from(make_spec(storage, model={"start_from": start})).model.start_from
 
     sweep = RunFolder(tmp_path / "sweep")
     (sweep.path / "best").mkdir(parents=True)
@@ -150,6 +150,6 @@ def test_a_sweep_may_choose_among_starts(storage, earlier):
         ConfigError, match=r"model.start_from: /nowhere/best: no such run, checkpoint or file"
     ):
         check(spec)
-    assert find_start(spec.trial({"model.start_from": earlier.id}, 0)).model.start_from == Path(
-        earlier.folder
-    )
+    assert resolve_start_from(
+        spec.trial({"model.start_from": earlier.id}, 0)
+    ).model.start_from == Path(earlier.folder)

@@ -248,7 +248,7 @@ def test_a_grid_that_gets_seeds_and_values_equals_one_that_was_planned_so_large(
 
     planned = run("planned-grid", [0.3, 0.5, 0.8], [0, 1])
     first = run("extended-grid", [0.5, 0.3], [0])
-    run("extended-grid", [0.1], [0], start="beside")
+    run("extended-grid", [0.1], [0], start="new")
     extended = run("extended-grid", [0.3, 0.5, 0.8], [0, 1], start="resume", earlier=first.id)
     assert extended.folder == first.folder
     assert outcomes(extended)[:2] == outcomes(first), "what was run keeps its number"

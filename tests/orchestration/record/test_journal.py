@@ -140,7 +140,7 @@ def test_a_name_whose_sweep_was_interrupted_needs_a_decision(tmp_path):
         ConfigError, match=r"was interrupted; go on with it by --resume, or .* with --new"
     ):
         find_sweep(spec)
-    assert find_sweep(spec, "beside") is None
+    assert find_sweep(spec, "new") is None
     assert find_sweep(spec, "resume").path == folder.path
 
 

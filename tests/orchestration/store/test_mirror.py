@@ -15,7 +15,7 @@ from boxseg.errors import ConfigError, StorageError
 from orchestration.cli.app import run as main
 from orchestration.config.resolved import dump_resolved, parse_resolved
 from orchestration.config.spec import RunSpec
-from orchestration.record.find_runs import find_run, find_start, find_trained, list_runs
+from orchestration.record.find_runs import find_run, find_trained, list_runs, resolve_start_from
 from orchestration.record.run_folder import RunFolder
 from orchestration.store.mirror import Mirror, fetch_newest, in_hand, is_local
 from orchestration.store.places import shown
@@ -373,7 +373,7 @@ def test_a_run_can_start_from_the_address_of_another_on_any_machine(
         address = shown(machines.run)
     with machines.on("b"):
         spec = RunSpec.model_validate({"model": {"start_from": address}})
-        assert find_start(spec).model.start_from == machines.run
+        assert resolve_start_from(spec).model.start_from == machines.run
         best = machines.run / "checkpoints/step-00000010"
         assert find_checkpoint_damage(best, only=NETWORK) is None
         resolved = parse_resolved(dump_resolved(spec))
@@ -381,7 +381,9 @@ def test_a_run_can_start_from_the_address_of_another_on_any_machine(
     with machines.on("c"):
         step = f"{address}/checkpoints/step-00000010"
         spec = RunSpec.model_validate({"model": {"start_from": step}})
-        assert find_checkpoint_damage(find_start(spec).model.start_from, only=NETWORK) is None
+        assert (
+            find_checkpoint_damage(resolve_start_from(spec).model.start_from, only=NETWORK) is None
+        )
     with pytest.raises(ValueError, match=r"start_from: ftp://host/x is no address"):
         RunSpec.model_validate({"model": {"start_from": "ftp://host/x"}})
 
