@@ -21,7 +21,7 @@ from orchestration.record.origin import check_repeatable, open_folder, prepare_d
 from orchestration.record.progress import RunProgress
 from orchestration.record.resume import check_resumable
 from orchestration.record.run_folder import RunFolder, RunStatus, new_folder
-from orchestration.store.syncer import driven
+from orchestration.store.syncer import drive_in_store
 
 
 def train_run(
@@ -55,10 +55,10 @@ def train_run(
         if resume is None:
             spec = resolve_start_from(spec)
             folder = new_folder(storage / spec.name)
-            syncer = stack.enter_context(driven(folder.path))
+            syncer = stack.enter_context(drive_in_store(folder.path))
         else:
             folder = find_run(storage, resume)
-            syncer = stack.enter_context(driven(folder.path))
+            syncer = stack.enter_context(drive_in_store(folder.path))
             check_resumable(spec, folder, resume, tags)
             # the record of the weights that it started from stays
             start = read_resolved(folder.config_path)["model"].get("start_from")

@@ -24,7 +24,7 @@ from orchestration.planning.known import find_known
 from orchestration.planning.preflight import concurrency, runner_of
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.find_runs import resolve_start_from
-from orchestration.record.journal import driving, read_past
+from orchestration.record.journal import drive_sweep, read_past
 from orchestration.record.origin import check_same_data, open_folder, prepare_data, provenance
 from orchestration.record.progress import SweepProgress
 from orchestration.record.resume import OTHER_SWEEP, Start, extend_sweep, find_sweep
@@ -94,7 +94,7 @@ def run_sweep(
     storage = spec.storage.absolute()
     folder = going_on or new_folder(storage / spec.name)
     plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
-    with driving(folder) as syncer:
+    with drive_sweep(folder) as syncer:
         open_folder(folder, spec, tags)
         past = read_past(folder, spec.sweep, retry_failed=start == "retry_failed")
         with supervise(folder, spec, syncer) as supervisor:

@@ -19,7 +19,7 @@ from orchestration.record.records import warn_once
 from orchestration.record.run_folder import RunFolder, RunStatus, own_process
 from orchestration.record.trial import ENDED, Trial, TrialStatus, trial_folder
 from orchestration.store.mirror import pull_tree, refresh
-from orchestration.store.syncer import Syncer, driven
+from orchestration.store.syncer import Syncer, drive_in_store
 
 GO_ON = {FailureClass.DISK_FULL, FailureClass.CHECKPOINT_LOST}
 """A resumed sweep runs trials with these failures again even without `--retry-failed`."""
@@ -65,7 +65,7 @@ def is_concluded(folder: RunFolder) -> bool:
 
 
 @contextlib.contextmanager
-def driving(folder: RunFolder) -> Iterator[Syncer | None]:
+def drive_sweep(folder: RunFolder) -> Iterator[Syncer | None]:
     """Be the only process that drives a sweep; yields what sends its files if it is in a store.
 
     Raises:
@@ -84,7 +84,7 @@ def driving(folder: RunFolder) -> Iterator[Syncer | None]:
                 f"{status.tags.get('host', 'this machine')}; wait for its end or stop it, or "
                 "start another one beside it with --new"
             ) from error
-        yield stack.enter_context(driven(folder.path))
+        yield stack.enter_context(drive_in_store(folder.path))
 
 
 def read_past(

@@ -20,7 +20,7 @@ from orchestration.config.resolved import (
 from orchestration.config.space import is_setting_of, misfit, names_in
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.find_runs import find_run, list_in, resolve_start_from
-from orchestration.record.journal import driving, find_trials, is_concluded, newest_sweep
+from orchestration.record.journal import drive_sweep, find_trials, is_concluded, newest_sweep
 from orchestration.record.origin import check_same_data, look_at_data
 from orchestration.record.run_folder import RunFolder
 from orchestration.record.trial import ENDED
@@ -205,7 +205,7 @@ def find_sweep(
             "file (sweep.points alone are tried among sweep.trials: raise those), or start another one without "
             "--resume"
         )
-    with driving(folder):  # raises if another process drives it; released on return
+    with drive_sweep(folder):  # raises if another process drives it; released on return
         check_same_settings(spec, folder, SWEEP_MAY_CHANGE)
         extend_sweep(spec, folder)
     return folder
@@ -215,7 +215,7 @@ def _refuse_unfinished(folder: RunFolder | None) -> None:
     """Refuse to start beside a sweep that is running or was interrupted."""
     if folder is None or folder.stored().status in ENDED:
         return
-    with driving(folder):  # raises if another process drives it
+    with drive_sweep(folder):  # raises if another process drives it
         raise ConfigError(
             f"sweep {folder.path.name} was interrupted; go on with it by --resume, or start "
             "another one beside it with --new"

@@ -139,7 +139,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def driven(folder: Path) -> Iterator[Syncer | None]:
+def drive_in_store(folder: Path) -> Iterator[Syncer | None]:
     """Drive a run or sweep in a store: keep others out, fetch its records, and send what changes.
 
     Yields None for a folder outside of mirrors, where none of this is needed.

@@ -13,7 +13,7 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import RunSpec, SweepConfig, SweepSpec
 from orchestration.record.failures import Failure
 from orchestration.record.find_runs import find_run
-from orchestration.record.journal import count_ended, driving, newest_sweep, read_past
+from orchestration.record.journal import count_ended, drive_sweep, newest_sweep, read_past
 from orchestration.record.origin import look_at_data
 from orchestration.record.resume import (
     choose_start,
@@ -162,7 +162,7 @@ def test_a_sweep_that_its_driver_could_not_end_blocks_nothing_and_can_be_resumed
 def test_a_running_sweep_is_not_driven_twice(tmp_path):
     folder = make_sweep(tmp_path, status="running", pid=12, tags={"host": "there"})
     with (
-        driving(folder),
+        drive_sweep(folder),
         pytest.raises(ConfigError, match=r"is running in process 12 on there; .*--new"),
     ):
         find_sweep(make_spec(tmp_path), "resume")

@@ -12,7 +12,7 @@ from orchestration.record.find_runs import find_run
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, syncer
 from orchestration.store.mirror import Mirror, fetch_newest
-from orchestration.store.syncer import Syncer, driven
+from orchestration.store.syncer import Syncer, drive_in_store
 
 from .conftest import Machines, make_run, save
 
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def driving(machines: Machines) -> Iterator[Syncer]:
     with machines.on("a"):
         make_run(machines.run)
-        with driven(machines.run) as found:
+        with drive_in_store(machines.run) as found:
             assert found is not None
             with found:
                 yield found
@@ -158,7 +158,7 @@ def test_a_run_that_its_store_never_took_is_not_announced_as_stored(
     def run() -> None:
         with machines.on("a"):
             folder = make_run(machines.run)
-            with driven(folder.path) as sender, supervise(folder, spec, sender):
+            with drive_in_store(folder.path) as sender, supervise(folder, spec, sender):
                 machines.store.fault = "away"
                 folder.finish("finished")
 
@@ -169,7 +169,7 @@ def test_a_run_that_its_store_never_took_is_not_announced_as_stored(
 
 def test_two_drivers_of_one_mirror_are_refused(machines: Machines):
     told = "driven by another process of this machine"
-    with driving(machines), pytest.raises(ConfigError, match=told), driven(machines.run):
+    with driving(machines), pytest.raises(ConfigError, match=told), drive_in_store(machines.run):
         pytest.fail("it is driven already")
 
 
@@ -193,7 +193,7 @@ def test_requests_grow_with_time_and_checkpoints_and_not_with_steps(machines, mo
     def count(steps: int) -> int:
         machines.store.requests.clear()
         RunFolder(machines.run).report(0, {"train/loss": 0.0})
-        with driven(machines.run) as found, found:
+        with drive_in_store(machines.run) as found, found:
             for step in range(1, steps + 1):
                 RunFolder(machines.run).append_metrics(step, {"train/loss": 1.0})
             save(machines.run, steps)
@@ -207,7 +207,7 @@ def test_requests_grow_with_time_and_checkpoints_and_not_with_steps(machines, mo
 
 
 def test_folders_that_are_in_no_store_need_nothing(tmp_path):
-    with driven(tmp_path / "toys/id") as found:
+    with drive_in_store(tmp_path / "toys/id") as found:
         assert found is None
     assert not (tmp_path / "toys").exists()
 
@@ -215,7 +215,7 @@ def test_folders_that_are_in_no_store_need_nothing(tmp_path):
 def test_unsent_files_of_a_killed_driver_are_dropped_once_another_machine_has_driven(machines):
     def go_on(name: str, steps: range, *, sends: bool) -> str | None:
         """Train on a machine from where the run is to be; gives the checkpoint that it begins with."""
-        with machines.on(name), driven(machines.run) as found:
+        with machines.on(name), drive_in_store(machines.run) as found:
             assert found is not None
             fetch_newest(machines.run / "checkpoints")
             begun = find_sound(machines.run / "checkpoints")
@@ -241,11 +241,11 @@ def test_unsent_files_of_a_killed_driver_are_used_if_no_other_machine_has_driven
     with machines.on("a"):
         make_run(machines.run)
         for steps in (range(1, 6), range(6, 11)):
-            with driven(machines.run) as found:
+            with drive_in_store(machines.run) as found:
                 assert found is not None
                 for step in steps:
                     RunFolder(machines.run).report(step, {"train/loss": 1 / step})
                 save(machines.run, steps[-1])
-        with driven(machines.run) as found, found:
+        with drive_in_store(machines.run) as found, found:
             assert find_sound(machines.run / "checkpoints").name == "step-00000010"
     check_whole(machines, range(1, 11))
