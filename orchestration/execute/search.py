@@ -99,7 +99,7 @@ class TrialQueue:
             self._place_of[row.number] = places[row.key]
         for row in past:
             if row.has_ended:
-                self.ended(row.number, row)
+                self.note_end(row.number, row)
         self._left = self._trials_left(past)
 
     def _trials_left(self, past: Sequence[TrialStatus]) -> Iterator[tuple[int, int, int]]:
@@ -127,7 +127,7 @@ class TrialQueue:
         self._place_of[number] = place
         return Trial(number, self._suggested(self._optuna_trials[place]), seed)
 
-    def ended(self, number: int, row: TrialStatus | None) -> None:
+    def note_end(self, number: int, row: TrialStatus | None) -> None:
         """Take the final state of a trial; None if it cannot be known."""
         place = self._place_of[number]
         ended = self._ended.setdefault(place, {})

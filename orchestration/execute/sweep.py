@@ -18,7 +18,7 @@ from orchestration.connect.session import start_ray
 from orchestration.connect.shares import open_shares
 from orchestration.execute.payload import TrainFn
 from orchestration.execute.supervise import supervise
-from orchestration.execute.trials import SweepPlan, Trials
+from orchestration.execute.trials import SweepPayload, Trials
 from orchestration.execute.tune import make_tuner
 from orchestration.planning.known import find_known
 from orchestration.planning.preflight import concurrency, runner_of
@@ -93,12 +93,12 @@ def run_sweep(
     tags |= {"search": spec.sweep.search, "trial_scheduler": spec.sweep.trial_scheduler}
     storage = spec.storage.absolute()
     folder = going_on or new_folder(storage / spec.name)
-    plan = SweepPlan(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
+    payload = SweepPayload(spec, folder.path, storage / ".data", runner_of(spec), train_fn)
     with drive_sweep(folder) as syncer:
         open_folder(folder, spec, tags)
         past = read_past(folder, spec.sweep, retry_failed=start == "retry_failed")
         with supervise(folder, spec, syncer) as supervisor:
-            trials = Trials(plan, tags, supervisor, past, max_failures=max_failures)
+            trials = Trials(payload, tags, supervisor, past, max_failures=max_failures)
             _run_trials(trials)
             result = conclude(trials)
     if trials.storage_failure is not None:
@@ -108,30 +108,30 @@ def run_sweep(
 
 def _run_trials(trials: Trials) -> None:
     """Start Ray, run the trials that have not ended, wait for them, and close all of them."""
-    spec, signals = trials.plan.spec, trials.supervisor.signals
+    spec, signals = trials.payload.spec, trials.supervisor.signals
     planned = spec.sweep.num_trials
     try:
         with SweepProgress(spec.name, planned) as display:
             display.begin(trials.table())
-            if trials.ended < planned:
+            if trials.num_ended < planned:
                 with start_ray(
                     spec, logs=trials.folder.logs, give_up=signals.has_received
                 ) as nodes:
                     at_once = concurrency(spec, nodes)
-                    trials.plan = replace(
-                        trials.plan,
+                    trials.payload = replace(
+                        trials.payload,
                         outpost=open_desk(spec, trials.folder.path),
                         shares=open_shares(spec.resources, at_once),
                     )
                     tuner = make_tuner(trials, at_once)
                     try:
-                        with trials.supervisor.reached_by(trials.plan.outpost):
+                        with trials.supervisor.reached_by(trials.payload.outpost):
                             trials.supervisor.watch(
                                 tuner.fit, functools.partial(trials.look, display)
                             )
                     finally:
                         # The shares are in an actor, which ends with Ray.
-                        trials.plan = replace(trials.plan, shares=None)
+                        trials.payload = replace(trials.payload, shares=None)
             trials.close_all(interrupted=signals.has_received())
             display.update(trials.table())
     finally:
@@ -192,7 +192,7 @@ def _keep_best(trials: Trials) -> tuple[SweepTable, Path | None]:
     A trial whose best checkpoint is lost loses its value as well, and the next trial is the best.
     """
     while True:
-        table = read_table(trials.folder.path, trials.plan.spec)
+        table = read_table(trials.folder.path, trials.payload.spec)
         best = table.best()
         try:
             return table, _copy_best(trials, best)
@@ -215,7 +215,7 @@ def _copy_best(trials: Trials, best: TrialStatus | None) -> Path | None:
     if best is None:
         return None
     checkpoints = Path(best.folder) / "checkpoints"
-    if trials.plan.train_fn is not None and newest_step(checkpoints) == 0:
+    if trials.payload.train_fn is not None and newest_step(checkpoints) == 0:
         return None  # another training loop need not write checkpoints
     source = folder_of(checkpoints, best.best_step or 0)
     with contextlib.suppress(FileNotFoundError):

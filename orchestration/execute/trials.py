@@ -28,7 +28,7 @@ SHOW_S = 1.0
 
 
 @dataclass(frozen=True)
-class SweepPlan(Work):
+class SweepPayload(Work):
     """What the processes of all trials get; `folder` is that of the sweep."""
 
     spec: SweepSpec
@@ -39,7 +39,7 @@ class SweepPlan(Work):
         """Folder of a trial."""
         return trial_folder(self.folder, trial.number)
 
-    def payload(self, trial: Trial) -> Payload:
+    def of_trial(self, trial: Trial) -> Payload:
         """What the trial's workers get.
 
         Raises:
@@ -62,7 +62,7 @@ class Trials:
 
     def __init__(
         self,
-        plan: SweepPlan,
+        payload: SweepPayload,
         tags: dict[str, str],
         supervisor: Supervisor,
         past: Sequence[TrialStatus] = (),
@@ -72,22 +72,22 @@ class Trials:
         """Begin, or go on, with a sweep.
 
         Args:
-            plan: What each trial gets.
+            payload: What each trial gets.
             tags: Tags of the sweep, which every trial has as well.
             supervisor: Supervisor of the sweep.
             past: Trials that the sweep had before this command.
             max_failures: Once this many trials have failed, end as after a signal; None: never.
         """
-        self.plan = plan
+        self.payload = payload
         self.past = past
-        self.folder = RunFolder(plan.folder)
+        self.folder = RunFolder(payload.folder)
         self.supervisor = supervisor
         self.storage_failure: Failure | None = None
         """Set once a trial could not be written; no other trial would fare better, so the sweep stops."""
         self._tags = tags
-        sweep = plan.spec.sweep
+        sweep = payload.spec.sweep
         ended = [row for row in past if row.has_ended]
-        self._ended = make_table(plan.spec, ended)
+        self._ended_trials = make_table(payload.spec, ended)
         self._drawn = {row.number for row in past}
         self._max_failures = max_failures
         self._failures = 0
@@ -96,17 +96,17 @@ class Trials:
         self.stopped_by = ""
         """The setting because of which no further trial begins; empty if there is none."""
         self.folder.note(
-            "sweep_start", id=plan.folder.name, planned=sweep.num_trials, ended=self.ended
+            "sweep_start", id=payload.folder.name, planned=sweep.num_trials, ended=self.num_ended
         )
 
     @property
-    def ended(self) -> int:
+    def num_ended(self) -> int:
         """Number of trials that have ended."""
-        return len(self._ended.rows)
+        return len(self._ended_trials.rows)
 
     def table(self) -> SweepTable:
         """All trials as they are now."""
-        return read_table(self.folder.path, self.plan.spec, self._ended.rows)
+        return read_table(self.folder.path, self.payload.spec, self._ended_trials.rows)
 
     def look(self, display: SweepProgress) -> None:
         """Show progress, and stop the sweep if it makes no sense to go on."""
@@ -120,7 +120,7 @@ class Trials:
 
     def may_begin(self) -> bool:
         """Whether another setting may begin, by `sweep.time_budget_h` and `sweep.patience`."""
-        sweep = self.plan.spec.sweep
+        sweep = self.payload.spec.sweep
         if not self._drawn:
             return True  # every sweep has at least one trial
         passed_h = (time.monotonic() - self._began) / 3600
@@ -135,12 +135,12 @@ class Trials:
 
         Settings of earlier commands do not count: a user who resumes a sweep wants to see more of it.
         """
-        num_seeds = len(self.plan.spec.sweep.seeds)
-        best = self._ended.best()
+        num_seeds = len(self.payload.spec.sweep.seeds)
+        best = self._ended_trials.best()
         if best is None:
             return 0
         numbers: dict[str, list[int]] = {}
-        for row in self._ended.rows:
+        for row in self._ended_trials.rows:
             numbers.setdefault(row.key, []).append(row.number)
         before = {row.key for row in self.past if row.has_ended}
         without_gain = 0
@@ -157,18 +157,18 @@ class Trials:
 
     def status_of(self, trial: Trial) -> TrialStatus | None:
         """The state of a trial as a row of the table; None where it cannot be read."""
-        return read_trial(self.plan.trial_folder(trial).path, self.plan.spec.sweep.criterion)
+        return read_trial(self.payload.trial_folder(trial).path, self.payload.spec.sweep.criterion)
 
     def open(self, trial: Trial) -> None:
         """Make the trial's folder before its process looks for it; a trial with impossible values fails at once."""
-        folder = self.plan.trial_folder(trial)
+        folder = self.payload.trial_folder(trial)
         # it is open already if Tune starts it again because its process was lost
         if self.folder.stop_requested() or self._is_open(folder):
             return
-        spec: RunSpec = self.plan.spec
+        spec: RunSpec = self.payload.spec
         impossible = None
         try:
-            spec = self.plan.payload(trial).spec
+            spec = self.payload.of_trial(trial).spec
         except ConfigError as error:
             impossible = error
         self.supervisor.open(folder, self._first_status(trial, folder, spec), spec)
@@ -180,12 +180,12 @@ class Trials:
 
     def _update_shares(self) -> None:
         """Tell the shares which trials run and how many will follow, so that free places go to others."""
-        if self.plan.shares is None:
+        if self.payload.shares is None:
             return
         numbers = [int(name.rpartition("-")[2]) for name in self.supervisor.trials]
-        planned = 0 if self.stopped_by else self.plan.spec.sweep.num_trials
-        left = max(0, planned - self.ended - len(numbers))
-        self.plan.shares.update(numbers, left)
+        planned = 0 if self.stopped_by else self.payload.spec.sweep.num_trials
+        left = max(0, planned - self.num_ended - len(numbers))
+        self.payload.shares.update(numbers, left)
 
     def _is_open(self, folder: RunFolder) -> bool:
         return folder.path.name in self.supervisor.trials
@@ -210,7 +210,7 @@ class Trials:
 
     def close(self, trial: Trial, status: Status, failure: Failure | None = None) -> None:
         """Write how a trial ended, unless its own process has; then update the sweep's best value."""
-        folder = self.plan.trial_folder(trial)
+        folder = self.payload.trial_folder(trial)
         if self._is_open(folder):
             self._close(folder, status, failure)
 
@@ -222,23 +222,23 @@ class Trials:
         self._failures += end.status == "failed"
         if end.failure is not None and end.failure.failure_class is FailureClass.DISK_FULL:
             self.storage_failure = end.failure
-        if (row := read_trial(folder.path, self.plan.spec.sweep.criterion)) is not None:
-            self._ended.add(row)
+        if (row := read_trial(folder.path, self.payload.spec.sweep.criterion)) is not None:
+            self._ended_trials.add(row)
         self._update_shares()
         self._report_best()
 
     def _report_best(self) -> None:
-        best = self._ended.best()
+        best = self._ended_trials.best()
         if best is not None:
-            metrics = {**best.metrics, "sweep/trials_ended": self.ended}
-            self.folder.append_metrics(self.ended, metrics)
+            metrics = {**best.metrics, "sweep/trials_ended": self.num_ended}
+            self.folder.append_metrics(self.num_ended, metrics)
         self.write_best(best)
 
     def write_best(self, best: TrialStatus | None) -> None:
         """Write into the sweep's status which trial is the best."""
         metrics = {} if best is None else best.metrics
         self.folder.update(
-            step=self.ended,
+            step=self.num_ended,
             metrics=metrics,
             best=metrics,
             best_run=None if best is None else best.id,
@@ -251,14 +251,14 @@ class Trials:
             details["cause"] = end.failure.text
             details["failure_class"] = end.failure.failure_class
         elif end.status == "stopped":
-            details["cause"] = self.plan.spec.sweep.trial_scheduler
+            details["cause"] = self.payload.spec.sweep.trial_scheduler
         if end.retries:
             details["retries"] = end.retries
         self.folder.note("trial_end", trial=end.id, status=end.status, **details)
 
-    def lost(self, trial: Trial, error: BaseException | None) -> None:
+    def note_loss(self, trial: Trial, error: BaseException | None) -> None:
         """Note that Tune starts a trial's process again; if memory was short, with a split batch."""
-        folder = self.plan.trial_folder(trial)
+        folder = self.payload.trial_folder(trial)
         if not self._is_open(folder) or sound_status(folder.path) is None:
             return
         failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
@@ -287,9 +287,11 @@ class Trials:
                 failure = Failure("LostCheckpoint", fault)
                 self._note_end(folder.update(status="failed", failure=failure))
         self.supervisor.track_again(folder)
-        others = [each for each in self._ended.rows if each.id != row.id]
-        status = TrialStatus.of(folder.stored(), self.plan.spec.sweep.criterion)
-        self._ended = make_table(self.plan.spec, [*others, *([status] if row.has_ended else [])])
+        others = [each for each in self._ended_trials.rows if each.id != row.id]
+        status = TrialStatus.of(folder.stored(), self.payload.spec.sweep.criterion)
+        self._ended_trials = make_table(
+            self.payload.spec, [*others, *([status] if row.has_ended else [])]
+        )
         self._report_best()
 
     def close_all(self, *, interrupted: bool) -> None:

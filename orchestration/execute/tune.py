@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-    from orchestration.execute.trials import SweepPlan, Trials
+    from orchestration.execute.trials import SweepPayload, Trials
 
 
 def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     """Ray Tune, set up for the sweep."""
     from ray import tune
 
-    plan, spec = sweep.plan, sweep.plan.spec
+    payload, spec = sweep.payload, sweep.payload.spec
     queue = TrialQueue(spec.sweep, spec.train.seed, sweep.past)
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, plan=plan), _trial_resources(plan)),
+        tune.with_resources(
+            tune.with_parameters(run_trial, payload=payload), _trial_resources(payload)
+        ),
         tune_config=tune.TuneConfig(
             metric=spec.sweep.metric,
             mode=spec.sweep.mode,
@@ -40,13 +42,13 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
             num_samples=spec.sweep.num_trials,
             max_concurrent_trials=at_once,
             # what a trial leaves in a process would count as the next one's memory
-            reuse_actors=plan.runner == "inline" and "cost/memory_mb" not in spec.sweep.against,
+            reuse_actors=payload.runner == "inline" and "cost/memory_mb" not in spec.sweep.against,
             trial_dirname_creator=lambda trial: f"{trial.config['trial'].number:02d}",
         ),
         run_config=tune.RunConfig(
             # a new name, so that Ray does not read its own state of an earlier start: ours is in the folders
             name=f"tune-{new_id()}",
-            storage_path=str(plan.folder / "logs"),
+            storage_path=str(payload.folder / "logs"),
             # for lost processes: trials do not raise
             failure_config=tune.FailureConfig(max_failures=WORKER_FAILURES),
             callbacks=[make_callback(sweep)],
@@ -56,12 +58,12 @@ def make_tuner(sweep: Trials, at_once: int) -> Tuner:
     )
 
 
-def _trial_resources(plan: SweepPlan) -> dict[str, float]:
+def _trial_resources(payload: SweepPayload) -> dict[str, float]:
     """What Ray keeps for the process of a trial."""
-    if plan.runner == "ray_train":
+    if payload.runner == "ray_train":
         # it only waits; its workers take the cores
         return {"node:__internal_head__": 0.01}
-    needs = plan.spec.resources
+    needs = payload.spec.resources
     amounts = {"CPU": needs.cpus_per_worker, "GPU": needs.gpus_per_worker}
     # Ray takes no amount of zero
     return {name: amount for name, amount in amounts.items() if amount}
@@ -69,7 +71,7 @@ def _trial_resources(plan: SweepPlan) -> dict[str, float]:
 
 def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
     """The scheduler that stops weak trials; it knows the trials of earlier commands."""
-    spec = sweep.plan.spec
+    spec = sweep.payload.spec
     scheduler = TRIAL_SCHEDULERS[spec.sweep.trial_scheduler](spec)
     if scheduler is None:
         return None
@@ -82,7 +84,7 @@ def _make_scheduler(sweep: Trials) -> TrialScheduler | None:
     return scheduler
 
 
-def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
+def run_trial(config: dict[str, Any], payload: SweepPayload) -> None:
     """Body of a Tune actor: trains here, or waits for Ray Train's workers.
 
     An error is written to the trial's folder instead of raised: Tune would only try the same again.
@@ -91,15 +93,15 @@ def run_trial(config: dict[str, Any], plan: SweepPlan) -> None:
         StorageError: the folder cannot be written; Tune passes this on to the sweep's driver.
     """
     trial: Trial = config["trial"]
-    plan = plan.here()
-    if RunFolder(plan.folder).stop_requested():
+    payload = payload.here()
+    if RunFolder(payload.folder).stop_requested():
         return
     try:
-        train_payload(plan.payload(trial), in_tune=True)
+        train_payload(payload.of_trial(trial), in_tune=True)
     except Exception as error:
-        folder = plan.trial_folder(trial)
+        folder = payload.trial_folder(trial)
         with (
-            folder_received(plan.outpost, folder.path, trains=False),
+            folder_received(payload.outpost, folder.path, trains=False),
             # the driver finds the damage as well, and writes the status anew
             contextlib.suppress(DamagedError),
         ):
@@ -119,7 +121,7 @@ def make_searcher(sweep: Trials, queue: TrialQueue) -> Searcher:
 
     class QueueSearcher(_NotRestored, Searcher):
         def __init__(self) -> None:
-            config = sweep.plan.spec.sweep
+            config = sweep.payload.spec.sweep
             super().__init__(metric=config.metric, mode=config.mode)
             self._trials: dict[str, Trial] = {}
 
@@ -136,7 +138,7 @@ def make_searcher(sweep: Trials, queue: TrialQueue) -> Searcher:
         ) -> None:
             trial = self._trials[trial_id]
             # not from Tune's result, which is the last evaluation and need not be the best
-            queue.ended(trial.number, sweep.status_of(trial))
+            queue.note_end(trial.number, sweep.status_of(trial))
 
     return QueueSearcher()
 
@@ -159,7 +161,7 @@ def make_callback(sweep: Trials) -> Callback:
         def on_trial_recover(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            sweep.lost(trial.config["trial"], trial.get_error())
+            sweep.note_loss(trial.config["trial"], trial.get_error())
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any

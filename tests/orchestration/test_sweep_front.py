@@ -19,7 +19,7 @@ from orchestration.execute.reporter import FileReporter
 from orchestration.execute.search import TrialQueue
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude
-from orchestration.execute.trials import SweepPlan, Trials
+from orchestration.execute.trials import SweepPayload, Trials
 from orchestration.execute.worker import train_here
 from orchestration.planning.preflight import warnings
 from orchestration.record.find_runs import find_run
@@ -67,24 +67,26 @@ def sweep(tmp_path) -> Trials:
     folder = RunFolder(tmp_path / "toy" / "20260101-000000-aaaa")
     about = RunStatus(folder.path.name, "toy", kind="sweep", steps=6, **own_process())
     folder.create(about, dump_resolved(spec))
-    plan = SweepPlan(spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT))
+    payload = SweepPayload(
+        spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT)
+    )
     supervisor = Supervisor(folder, Tracker(tmp_path, "toy", logs=folder.logs), StopSignals())
-    trials = Trials(plan, {"host": "here"}, supervisor)
+    trials = Trials(payload, {"host": "here"}, supervisor)
     for number, k_top in enumerate([*SCRIPT, 50]):
         trial = Trial(number, {"qam.k_top": k_top}, seed=0)
         trials.note_drawn(trial)
         trials.open(trial)
         if k_top in SCRIPT:
-            train_here(plan.payload(trial), device="cpu")
+            train_here(payload.of_trial(trial), device="cpu")
         else:
-            plan.trial_folder(trial).report(50, evaluation(0.9, 0.0), is_best=True)
+            payload.trial_folder(trial).report(50, evaluation(0.9, 0.0), is_best=True)
         trials.close(trial, "stopped")
     return trials
 
 
 def test_table_status_report_and_json_show_the_same_front_and_best(sweep, capsys):
     result = conclude(sweep)
-    folder, spec = sweep.folder, sweep.plan.spec
+    folder, spec = sweep.folder, sweep.payload.spec
     ids = [f"{folder.path.name}-{number:02d}" for number in FRONT]
     assert result.best.id == ids[0]
     assert find_run(spec.storage, f"best:{folder.path.name}").path.name == ids[0]
@@ -178,7 +180,7 @@ def test_tpe_looks_for_the_front_of_both_metrics_and_resumes_unchanged():
 
     while (trial := queue.next()) is not None:
         past.append(end(trial))
-        queue.ended(trial.number, past[-1])
+        queue.note_end(trial.number, past[-1])
     late = [each.values.values() for each in past[-15:]]
     # by chance 2 of 15 would be there
     assert sum(0.1 <= x <= 0.5 and 0.3 <= y <= 0.7 for x, y in late) >= 7

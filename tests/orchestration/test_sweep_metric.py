@@ -15,7 +15,7 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepSpec
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude
-from orchestration.execute.trials import SweepPlan, Trials
+from orchestration.execute.trials import SweepPayload, Trials
 from orchestration.execute.worker import train_here
 from orchestration.record.find_runs import find_run
 from orchestration.record.journal import read_past
@@ -82,16 +82,18 @@ def case(request, tmp_path):
         RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process()),
         dump_resolved(spec),
     )
-    plan = SweepPlan(spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT))
+    payload = SweepPayload(
+        spec, folder.path, tmp_path / ".data", "inline", make_training(script=SCRIPT)
+    )
     tracker = Tracker(tmp_path, "toy", logs=folder.logs)
-    sweep = Trials(plan, {"host": "here"}, Supervisor(folder, tracker, StopSignals()))
+    sweep = Trials(payload, {"host": "here"}, Supervisor(folder, tracker, StopSignals()))
     sent = {}
     for number, k_top in enumerate(SCRIPT):
         trial = Trial(number, {"qam.k_top": k_top}, seed=0)
         sweep.note_drawn(trial)
         sweep.open(trial)
         sent[number] = []
-        train_here(plan.payload(trial), device="cpu", send=sent[number].append)
+        train_here(payload.of_trial(trial), device="cpu", send=sent[number].append)
         sweep.close(trial, "stopped")
     return sweep, spec, sent, *CASES[request.param]
 
@@ -100,7 +102,7 @@ def test_table_winner_checkpoint_and_report_go_by_metric_and_mode(case, capsys):
     sweep, spec, _, best, step, values = case
     metric, mode = spec.sweep.metric, spec.sweep.mode
     result = conclude(sweep)
-    winner = sweep.plan.trial_folder(Trial(best, {}, 0))
+    winner = sweep.payload.trial_folder(Trial(best, {}, 0))
     status = sweep.folder.stored()
     assert result.status == "finished"
     assert [row.value for row in result.table.rows] == values
@@ -163,8 +165,8 @@ def test_schedulers_and_search_get_the_best_value_so_far_of_the_table(case):
 
 def test_a_metric_that_no_evaluation_can_have_ends_the_trial_and_names_those_there_are(case):
     sweep = case[0]
-    payload = sweep.plan.payload(Trial(3, {"qam.k_top": 1}, 0))
-    other = sweep.plan.spec.sweep.model_copy(update={"metric": "val/mask_ap_large"})
+    payload = sweep.payload.of_trial(Trial(3, {"qam.k_top": 1}, 0))
+    other = sweep.payload.spec.sweep.model_copy(update={"metric": "val/mask_ap_large"})
     folder = RunFolder(Path(f"{payload.folder}-other"))
     folder.create(
         RunStatus(folder.path.name, "toy", steps=100, **own_process()), dump_resolved(payload.spec)

@@ -85,7 +85,7 @@ def test_ranges_with_steps_give_the_numbers_that_people_would_write(search):
     queue, past = TrialQueue(sweep, 0), []
     for number in range(20):
         past.append(status_of(queue.next(), 0.1 * number))
-        queue.ended(number, past[-1])
+        queue.note_end(number, past[-1])
     assert TrialQueue(sweep, 0, past).next() == queue.next()
 
 
@@ -117,7 +117,7 @@ def run_tpe(score, mode: str, trials: int = 40) -> list[float]:
     tried = []
     while (trial := queue.next()) is not None:
         tried.append(trial.values["qam.iou_thr"])
-        queue.ended(trial.number, status_of(trial, score(tried[-1])))
+        queue.note_end(trial.number, status_of(trial, score(tried[-1])))
     return tried
 
 
@@ -146,10 +146,10 @@ def test_a_setting_is_judged_by_the_mean_over_its_seeds():
     queue._study.tell = lambda trial, value=None, state=None: told.append((trial.number, value))
     trials = [queue.next() for _ in range(6)]
     for number, value in ((0, 1.0), (4, None), (1, 2.0), (2, 3.0)):
-        queue.ended(number, status_of(trials[number], value))
+        queue.note_end(number, status_of(trials[number], value))
     assert told == [(0, [2.0])]
-    queue.ended(3, None)
-    queue.ended(5, status_of(trials[5], None))
+    queue.note_end(3, None)
+    queue.note_end(5, status_of(trials[5], None))
     assert told == [(0, [2.0]), (1, None)]
 
 
@@ -162,7 +162,7 @@ def test_tpe_does_not_follow_values_from_the_middle_of_stopped_trials():
         value = trial.values["qam.iou_thr"]
         tried.append(value)
         stopped = status_of(trial, 0.9, "stopped")  # the table has it behind all that finished
-        queue.ended(trial.number, stopped if value < 0.5 else status_of(trial, value / 2))
+        queue.note_end(trial.number, stopped if value < 0.5 else status_of(trial, value / 2))
     assert sum(value >= 0.5 for value in tried[-15:]) >= 12
 
 
@@ -170,11 +170,11 @@ def test_the_tune_searcher_hands_out_all_trials_once_and_passes_scores_back():
     sweep = make_sweep(search="grid", space={"qam.k_top": {"choice": [1, 5]}})
     queue = TrialQueue(sweep, seed=0)
     told = []
-    queue.ended = lambda number, row: told.append((number, row))
+    queue.note_end = lambda number, row: told.append((number, row))
     noted = []
     rows = {0: None, 1: status_of(Trial(1, {}, 0), 0.5)}
     trials = SimpleNamespace(
-        plan=SimpleNamespace(spec=SimpleNamespace(sweep=sweep)),
+        payload=SimpleNamespace(spec=SimpleNamespace(sweep=sweep)),
         note_drawn=noted.append,
         status_of=lambda trial: rows[trial.number],
         may_begin=lambda: True,
@@ -199,7 +199,7 @@ def test_no_setting_of_a_finite_space_is_drawn_twice(search, trials):
     queue, drawn = TrialQueue(sweep, seed=0), []
     while (trial := queue.next()) is not None:
         drawn.append((tuple(trial.values.values()), trial.seed))
-        queue.ended(trial.number, status_of(trial, float(trial.values["qam.k_top"])))
+        queue.note_end(trial.number, status_of(trial, float(trial.values["qam.k_top"])))
     assert len(set(drawn)) == len(drawn) == sweep.num_trials == 2 * min(trials, 6)
 
 
@@ -217,13 +217,13 @@ def test_a_resumed_sweep_draws_the_same_values_and_repeats_no_ended_trial(search
     queue, undisturbed = TrialQueue(sweep, seed=1), []
     while (trial := queue.next()) is not None:
         undisturbed.append(trial)
-        queue.ended(trial.number, status_of(trial, score_of(trial)))
+        queue.note_end(trial.number, status_of(trial, score_of(trial)))
     past = [status_of(trial, score_of(trial)) for trial in undisturbed[:7]]
     past[5] = status_of(undisturbed[5], 0.0, "created")  # trial 5 was interrupted
     queue, resumed = TrialQueue(sweep, 1, past), []
     while (trial := queue.next()) is not None:
         resumed.append(trial)
-        queue.ended(trial.number, status_of(trial, score_of(trial)))
+        queue.note_end(trial.number, status_of(trial, score_of(trial)))
     assert resumed == [undisturbed[5], *undisturbed[7:]]
 
 
@@ -232,7 +232,7 @@ def run_all(sweep: SweepConfig, past: list[TrialStatus]) -> list[TrialStatus]:
     queue, rows = TrialQueue(sweep, 1, past), list(past)
     while (trial := queue.next()) is not None:
         rows.append(status_of(trial, score_of(trial)))
-        queue.ended(trial.number, rows[-1])
+        queue.note_end(trial.number, rows[-1])
     return rows
 
 
@@ -330,7 +330,7 @@ def run_scored(sweep: SweepConfig, score, past=()) -> list[TrialStatus]:
     queue, rows = TrialQueue(sweep, 1, past), list(past)
     while (trial := queue.next()) is not None:
         rows.append(status_of(trial, score(trial.values)))
-        queue.ended(trial.number, rows[-1])
+        queue.note_end(trial.number, rows[-1])
     return rows
 
 

@@ -17,7 +17,7 @@ from orchestration.config.resolved import dump_resolved
 from orchestration.config.spec import SweepConfig, SweepSpec, load_run
 from orchestration.execute.supervise import StopSignals, Supervisor
 from orchestration.execute.sweep import conclude, run_sweep
-from orchestration.execute.trials import SweepPlan, Trials
+from orchestration.execute.trials import SweepPayload, Trials
 from orchestration.planning.preflight import concurrency
 from orchestration.record.failures import Failure, error_of
 from orchestration.record.journal import read_past
@@ -54,8 +54,8 @@ def make_driver(storage: Path, **settings) -> Trials:
     folder = RunFolder(storage / "toy" / "20260101-000000-aaaa")
     status = RunStatus(folder.path.name, "toy", kind="sweep", steps=3, **own_process())
     folder.create(status, dump_resolved(spec))
-    plan = SweepPlan(spec, folder.path, storage / ".data", "inline")
-    return Trials(plan, {"host": "here"}, make_supervisor(folder))
+    payload = SweepPayload(spec, folder.path, storage / ".data", "inline")
+    return Trials(payload, {"host": "here"}, make_supervisor(folder))
 
 
 def make_supervisor(folder: RunFolder) -> Supervisor:
@@ -80,7 +80,7 @@ def test_a_trial_has_its_own_settings_values_seed_and_parent(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(2, {"qam.k_top": 10}, seed=7)
     sweep.open(trial)
-    folder = sweep.plan.trial_folder(trial)
+    folder = sweep.payload.trial_folder(trial)
     assert folder.path == sweep.folder.path / "20260101-000000-aaaa-02"
     config = load_run(folder.config_path)
     assert (config.qam.k_top, config.train.seed) == (10, 7)
@@ -93,11 +93,11 @@ def test_impossible_values_fail_their_trial_alone(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_min": 50}, seed=0)
     sweep.open(trial)
-    status = sweep.plan.trial_folder(trial).status()
+    status = sweep.payload.trial_folder(trial).status()
     assert (status.status, status.failure.kind) == ("failed", "ConfigError")
     assert "k_min" in status.failure.text
     sweep.close(Trial(0, {}, 0), "stopped")
-    assert sweep.plan.trial_folder(trial).status().status == "failed"
+    assert sweep.payload.trial_folder(trial).status().status == "failed"
 
 
 def test_the_sweep_reports_its_best_value_after_every_trial_and_the_journal_every_cause(tmp_path):
@@ -105,7 +105,7 @@ def test_the_sweep_reports_its_best_value_after_every_trial_and_the_journal_ever
     for number, value in enumerate((0.2, 0.5, 0.1)):
         trial = Trial(number, {"qam.k_top": number + 1}, seed=0)
         sweep.open(trial)
-        folder = sweep.plan.trial_folder(trial)
+        folder = sweep.payload.trial_folder(trial)
         folder.report(100, {"val/mask_ap": value}, is_best=True)
         if number < 2:
             folder.finish("finished")
@@ -124,7 +124,7 @@ def test_a_trial_that_could_not_be_stored_stops_the_sweep_and_is_run_again(tmp_p
     sweep = make_driver(tmp_path)
     for number in range(2):
         sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
-    sweep.plan.trial_folder(Trial(0, {}, seed=0)).finish(
+    sweep.payload.trial_folder(Trial(0, {}, seed=0)).finish(
         "failed", StorageError("the disk is full")
     )
     sweep.close(Trial(0, {}, 0), "stopped")
@@ -133,7 +133,7 @@ def test_a_trial_that_could_not_be_stored_stops_the_sweep_and_is_run_again(tmp_p
             functools.partial(time.sleep, 0.5), functools.partial(sweep.look, display)
         )
     assert sweep.supervisor.signals.has_received(), "no other trial would fare better"
-    assert sweep.plan.trial_folder(Trial(1, {}, seed=0)).stop_requested()
+    assert sweep.payload.trial_folder(Trial(1, {}, seed=0)).stop_requested()
     sweep.close_all(interrupted=True)
     assert conclude(sweep).status == "interrupted"
     assert [row.has_ended for row in read_past(sweep.folder, DRAWN)] == [
@@ -146,12 +146,12 @@ def test_a_status_that_is_damaged_while_its_trial_works_fails_that_trial_alone(t
     sweep = make_driver(tmp_path)
     for number in range(2):
         sweep.open(Trial(number, {"qam.k_top": number + 1}, seed=0))
-    odd, good = (sweep.plan.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
+    odd, good = (sweep.payload.trial_folder(Trial(number, {}, seed=0)) for number in range(2))
     odd.status_path.write_text("[]")
     save(good, 100, 0.5, best_step=100)
     good.report(100, {"val/mask_ap": 0.5}, is_best=True)
     good.finish("finished")
-    sweep.lost(Trial(0, {}, 0), None)
+    sweep.note_loss(Trial(0, {}, 0), None)
     for number in range(2):
         sweep.close(Trial(number, {}, 0), "stopped")
     sweep.close_all(interrupted=False)
@@ -175,17 +175,17 @@ def test_the_end_of_a_trial_costs_as_much_after_twenty_others_as_after_three(
     for number in range(24):
         trial = Trial(number, {"qam.k_top": 1 + number % 8}, seed=number % 3)
         sweep.open(trial)
-        sweep.plan.trial_folder(trial).report(
+        sweep.payload.trial_folder(trial).report(
             100, {"val/mask_ap": number * 7 % 11 / 10}, is_best=True
         )
-        sweep.plan.trial_folder(trial).finish("stopped" if number % 5 else "finished")
+        sweep.payload.trial_folder(trial).finish("stopped" if number % 5 else "finished")
         read.clear()
         sweep.close(Trial(number, {}, 0), "stopped")
         sweep.table()
         costs.append(len(read))
         assert (
             sweep.folder.stored().best_run
-            == read_table(sweep.folder.path, sweep.plan.spec).best().id
+            == read_table(sweep.folder.path, sweep.payload.spec).best().id
         )
     assert costs[3:] == [costs[3]] * 21
 
@@ -195,11 +195,11 @@ def test_a_resumed_sweep_knows_its_earlier_best(tmp_path):
     for number, value in enumerate((0.5, 0.2)):
         each = Trial(number, {"qam.k_top": 5 + number}, seed=0)
         before.open(each)
-        before.plan.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
-        before.plan.trial_folder(each).finish("finished")
+        before.payload.trial_folder(each).report(100, {"val/mask_ap": value}, is_best=True)
+        before.payload.trial_folder(each).finish("finished")
     past = read_past(before.folder, DRAWN)[:1]
-    after = Trials(before.plan, {}, make_supervisor(before.folder), past)
-    assert after.ended == 1
+    after = Trials(before.payload, {}, make_supervisor(before.folder), past)
+    assert after.num_ended == 1
     after.open(Trial(1, {"qam.k_top": 6}, seed=0))
     after.close(Trial(1, {}, 0), "stopped")
     assert (after.folder.stored().step, after.folder.stored().best["val/mask_ap"]) == (2, 0.5)
@@ -211,7 +211,7 @@ def test_a_sweep_does_not_go_on_with_other_data(tmp_path, start):
     sweep.folder.update(status="interrupted", tags={"data": "old.json", "data_fingerprint": "0"})
     before = sweep.folder.stored()
     with pytest.raises(DataError, match="old files back, or start another sweep with --new"):
-        run_sweep(sweep.plan.spec, start=start)
+        run_sweep(sweep.payload.spec, start=start)
     assert sweep.folder.stored() == before
 
 
@@ -264,7 +264,7 @@ def open_trial(sweep: Trials, number: int) -> RunFolder:
     """The folder of a trial that runs now."""
     trial = Trial(number, {"qam.k_top": 5 + number}, seed=0)
     sweep.open(trial)
-    return sweep.plan.trial_folder(trial)
+    return sweep.payload.trial_folder(trial)
 
 
 def save(folder: RunFolder, step: int, value: float, *, best_step: int) -> Path:
@@ -335,7 +335,7 @@ def test_a_trial_that_ended_after_its_sweep_was_killed_can_be_the_best(tmp_path)
     late.report(50, {"val/mask_ap": 0.5}, is_best=True)
     late.finish("finished")
     past = read_past(killed.folder, DRAWN)
-    sweep = Trials(killed.plan, {}, make_supervisor(killed.folder), past)
+    sweep = Trials(killed.payload, {}, make_supervisor(killed.folder), past)
     assert conclude(sweep).best.label == "trial 01"
     told = sweep.folder.stored()
     assert (told.step, told.best_run[-3:], told.best["val/mask_ap"]) == (2, "-01", 0.5)
@@ -403,7 +403,7 @@ def test_a_sweep_whose_trials_all_failed_alike_has_failed_for_that_reason(tmp_pa
     for number in range(2):
         trial = Trial(number, {"qam.k_top": 1}, seed=number)
         sweep.open(trial)
-        sweep.plan.trial_folder(trial).finish(
+        sweep.payload.trial_folder(trial).finish(
             "failed", Failure("NonFiniteLossError", f"step {number}")
         )
         sweep.close(Trial(number, {}, 0), "failed")
@@ -417,9 +417,9 @@ def test_after_an_interruption_no_trial_is_left_running(tmp_path):
     sweep = make_driver(tmp_path)
     trial = Trial(0, {"qam.k_top": 1}, seed=0)
     sweep.open(trial)
-    sweep.plan.trial_folder(trial).start()
+    sweep.payload.trial_folder(trial).start()
     sweep.close_all(interrupted=True)
-    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+    assert sweep.payload.trial_folder(trial).stored().status == "interrupted"
     sweep.supervisor.signals.stop()
     assert conclude(sweep).status == "interrupted"
 
@@ -428,7 +428,7 @@ def test_no_trial_is_opened_once_the_sweep_is_to_stop(tmp_path):
     sweep = make_driver(tmp_path)
     sweep.folder.request_stop()
     sweep.open(Trial(0, {"qam.k_top": 1}, seed=0))
-    assert not sweep.plan.trial_folder(Trial(0, {}, 0)).path.exists()
+    assert not sweep.payload.trial_folder(Trial(0, {}, 0)).path.exists()
 
 
 def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_path):
@@ -438,7 +438,7 @@ def test_a_trial_that_starts_as_the_sweep_is_to_stop_is_left_for_the_resume(tmp_
     sweep.folder.request_stop()
     # as Tune tells it when the process returns without a result
     sweep.close(Trial(0, {}, 0), "stopped")
-    assert sweep.plan.trial_folder(trial).stored().status == "interrupted"
+    assert sweep.payload.trial_folder(trial).stored().status == "interrupted"
 
 
 def test_best_is_the_best_seed_of_the_setting_with_the_best_mean():
