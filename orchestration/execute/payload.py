@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from boxseg.config.criterion import MASK_AP, Criterion
 from orchestration.config.spec import RunSpec, SweepConfig
 from orchestration.connect.shares import Share
-from orchestration.store.courier import Outpost
+from orchestration.store.courier import DriverLink
 from orchestration.store.places import mirrors, moved
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Work:
     runner: Literal["inline", "ray_train"] = "inline"
     train_fn: TrainFn | None = None
     """The training loop; None: `boxseg.build.run_training`."""
-    outpost: Outpost | None = None
+    driver_link: DriverLink | None = None
     """How to reach the driver from a machine that does not see its folder; None: all machines see it."""
     home: Path = field(default_factory=mirrors, kw_only=True)
     """The folder for mirrors on the machine that made this object."""
@@ -47,7 +47,7 @@ class Work:
             spec=_moved_spec(self.spec, self.home),
             folder=moved(self.folder, self.home),
             data_root=moved(self.data_root, self.home),
-            outpost=None if self.outpost is None else replace(self.outpost, home=home),
+            driver_link=None if self.driver_link is None else replace(self.driver_link, home=home),
             home=home,
         )
 

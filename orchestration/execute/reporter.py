@@ -122,7 +122,7 @@ class FileReporter:
 
     def _is_safe(self, checkpoint: Path) -> bool:
         """Whether a checkpoint outlives this machine; the same on every rank."""
-        if self.payload.outpost is None:
+        if self.payload.driver_link is None:
             return True
         is_safe = self.courier is None or self.courier.has_sent(checkpoint)
         if self.workers == 1:

@@ -72,8 +72,8 @@ def train_run(
             stack.enter_context(
                 start_ray(spec, logs=folder.logs, give_up=supervisor.signals.has_received)
             )
-            payload = replace(payload, outpost=open_desk(spec, folder.path))
-            stack.enter_context(supervisor.reached_by(payload.outpost))
+            payload = replace(payload, driver_link=open_desk(spec, folder.path))
+            stack.enter_context(supervisor.reached_by(payload.driver_link))
             supervisor.hand_over(folder)
         supervisor.watch(functools.partial(train_payload, payload), display.update)
     status = folder.status()

@@ -23,7 +23,7 @@ from orchestration.record.find_runs import sound_status
 from orchestration.record.journal import DAMAGED
 from orchestration.record.records import DamagedError
 from orchestration.record.run_folder import RunFolder, RunStatus, Status
-from orchestration.store.courier import Outpost
+from orchestration.store.courier import DriverLink
 from orchestration.store.desk import read_records, write_records
 from orchestration.store.places import shown
 from orchestration.store.syncer import Syncer
@@ -33,7 +33,7 @@ logger = logging.getLogger("boxseg.sweep")
 
 POLL_S = 0.25
 """Time between two looks at a run [s]."""
-HEAR_S = 1.0
+COLLECT_S = 1.0
 """Time between two looks at what processes on other machines have reported [s]."""
 GRACE_S = 60.0
 """How long a run may take to save its state after a request to stop [s]."""
@@ -141,10 +141,10 @@ class Supervisor:
         """Open trials, by the name of their folder."""
         self.is_over = False
         """Whether Tune has to end although not all trials were run."""
-        self.outpost: Outpost | None = None
+        self.driver_link: DriverLink | None = None
         """How processes on machines that do not see this one's folder reach it."""
-        self._heard = 0.0
-        self._hearing = threading.Lock()
+        self._collected_at = 0.0
+        self._collecting = threading.Lock()
         self._tracker = tracker
         self._is_sweep = folder.stored().kind == "sweep"
         self._first: dict[str, RunStatus] = {}
@@ -159,9 +159,9 @@ class Supervisor:
 
     def close(self, trial: RunFolder, status: Status, failure: Failure | None = None) -> RunStatus:
         """Write the end of an open trial, unless its own process has; returns the end that counts."""
-        self.hear()
-        if self.outpost is not None:
-            self.outpost.desk.clear(shown(trial.path))
+        self.collect_records()
+        if self.driver_link is not None:
+            self.driver_link.desk.clear(shown(trial.path))
         del self.trials[trial.path.name]
         first = self._first.pop(trial.path.name)
         try:
@@ -178,28 +178,28 @@ class Supervisor:
         self._tracker.add(trial)
 
     @contextlib.contextmanager
-    def reached_by(self, outpost: Outpost | None) -> Iterator[None]:
+    def reached_by(self, driver_link: DriverLink | None) -> Iterator[None]:
         """While Ray runs, let processes on other machines reach this one; None: they see its folder."""
-        self.outpost = outpost
+        self.driver_link = driver_link
         try:
             yield
-            self.hear()
+            self.collect_records()
         finally:
-            self.outpost = None
+            self.driver_link = None
 
     def hand_over(self, run: RunFolder) -> None:
         """Give a run's records to the process on another machine that will train it."""
-        if self.outpost is not None:
-            self.outpost.desk.lay(shown(run.path), read_records(run.path))
+        if self.driver_link is not None:
+            self.driver_link.desk.lay(shown(run.path), read_records(run.path))
 
-    def hear(self) -> None:
+    def collect_records(self) -> None:
         """Write down what processes on other machines have reported."""
-        if self.outpost is None:
+        if self.driver_link is None:
             return
-        with self._hearing:  # one at a time, so that changes are written in their order
+        with self._collecting:  # one at a time, so that changes are written in their order
             runs = {shown(run.path): run for run in (self.folder, *self.trials.values())}
             try:
-                changes_by_run = self.outpost.desk.collect()
+                changes_by_run = self.driver_link.desk.collect()
             except Exception as error:  # if the cluster is lost, Ray raises that elsewhere
                 logger.info("the desk does not answer: %s", error)
                 return
@@ -226,9 +226,9 @@ class Supervisor:
                     f"{shown(self.folder.path)}: another driver has taken it over, as this one was cut off from the "
                     "store; nothing more goes there from here"
                 )
-            if time.monotonic() - self._heard > HEAR_S:
-                self.hear()
-                self._heard = time.monotonic()
+            if time.monotonic() - self._collected_at > COLLECT_S:
+                self.collect_records()
+                self._collected_at = time.monotonic()
             look()
             if self.signals.has_received() and self._have_stopped():
                 break
@@ -242,13 +242,13 @@ class Supervisor:
         trials = list(self.trials.values())
         for folder in [self.folder, *trials]:
             folder.request_stop()
-        if self.outpost is not None:
-            self.outpost.desk.stop()
+        if self.driver_link is not None:
+            self.driver_link.desk.stop()
         # a single run ends its work by itself; Tune would go on with other trials
-        return self.signals.overdue or (self._is_sweep and all(map(_has_ended, trials)))
+        return self.signals.overdue or (self._is_sweep and all(map(_is_done, trials)))
 
 
-def _has_ended(trial: RunFolder) -> bool:
+def _is_done(trial: RunFolder) -> bool:
     """Whether a trial has ended by its status; one whose folder cannot be read counts as ended."""
     status = sound_status(trial.path)
     return status is None or status.is_final

@@ -120,12 +120,12 @@ def _run_trials(trials: Trials) -> None:
                     at_once = concurrency(spec, nodes)
                     trials.payload = replace(
                         trials.payload,
-                        outpost=open_desk(spec, trials.folder.path),
+                        driver_link=open_desk(spec, trials.folder.path),
                         shares=open_shares(spec.resources, at_once),
                     )
                     tuner = make_tuner(trials, at_once)
                     try:
-                        with trials.supervisor.reached_by(trials.payload.outpost):
+                        with trials.supervisor.reached_by(trials.payload.driver_link):
                             trials.supervisor.watch(
                                 tuner.fit, functools.partial(trials.look, display)
                             )

@@ -51,7 +51,7 @@ class SweepPayload(Work):
             self.data_root,
             self.runner,
             self.train_fn,
-            self.outpost,
+            self.driver_link,
             sweep=self.spec.sweep,
             share=None if self.shares is None else Share(self.shares, trial.number),
         )
@@ -264,7 +264,7 @@ class Trials:
         failure = Failure("WorkerLost", Failure.of(error).text if error else "the process ended")
         if failure.failure_class is FailureClass.WORKER_LOST and (silent := silent_nodes()):
             failure = Failure("NodeDiedError", f"node {', '.join(silent)} does not answer")
-        self.supervisor.hear()
+        self.supervisor.collect_records()
         if not split_batch(load_run(folder.config_path), folder, failure):
             folder.note_retry(failure, "a new process goes on from the last checkpoint")
         self.supervisor.hand_over(folder)

@@ -101,7 +101,7 @@ def run_trial(config: dict[str, Any], payload: SweepPayload) -> None:
     except Exception as error:
         folder = payload.trial_folder(trial)
         with (
-            folder_received(payload.outpost, folder.path, trains=False),
+            folder_received(payload.driver_link, folder.path, trains=False),
             # the driver finds the damage as well, and writes the status anew
             contextlib.suppress(DamagedError),
         ):

@@ -23,7 +23,7 @@ from orchestration.record.failures import Failure
 from orchestration.record.origin import write_environment
 from orchestration.record.run_folder import RunFolder, RunStatus
 from orchestration.secret_text import hide
-from orchestration.store.courier import Courier, Outpost, bring_patiently
+from orchestration.store.courier import Courier, DriverLink, bring_patiently
 from orchestration.store.data import fetch_data
 from orchestration.store.mirror import fetch_newest
 from orchestration.store.syncer import say
@@ -95,7 +95,7 @@ def train_here(
     """
     folder = RunFolder(payload.folder)
     alone = workers == 1
-    with folder_received(payload.outpost, payload.folder, rank=rank, alone=alone) as courier:
+    with folder_received(payload.driver_link, payload.folder, rank=rank, alone=alone) as courier:
         start = payload.spec.model.start_from
         if courier is not None and start is not None:
             bring_patiently(Path(start))
@@ -118,7 +118,7 @@ def train_here(
 
 @contextlib.contextmanager
 def folder_received(
-    outpost: Outpost | None,
+    driver_link: DriverLink | None,
     folder: Path,
     *,
     rank: int = 0,
@@ -132,10 +132,10 @@ def folder_received(
     Raises:
         StorageError: the run's store does not answer or refuses access.
     """
-    if outpost is None or outpost.is_home(folder):
+    if driver_link is None or driver_link.is_home(folder):
         yield None
         return
-    courier = Courier(outpost.desk, folder, leads=rank == 0, trains=trains)
+    courier = Courier(driver_link.desk, folder, leads=rank == 0, trains=trains)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(courier)

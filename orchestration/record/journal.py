@@ -111,7 +111,7 @@ def read_past(
     past = []
     for status in find_trials(folder, sweep).values():
         run = RunFolder(status.folder)
-        if run.status_path.exists() and not _has_ended(status, retry_failed=retry_failed):
+        if run.status_path.exists() and not _stays_ended(status, retry_failed=retry_failed):
             # With the id of this process, as a run whose process is gone would count as interrupted.
             status = run.update(status="created", ended=None, failure=None, **own_process())
         elif (newest := newest_step(checkpoints := run.path / "checkpoints")) > 0:
@@ -146,7 +146,7 @@ def find_trials(folder: RunFolder, sweep: SweepConfig) -> dict[int, RunStatus]:
 def count_ended(folder: RunFolder, sweep: SweepConfig, *, retry_failed: bool = False) -> int:
     """How many trials of a sweep would not run again if it went on."""
     trials = find_trials(folder, sweep).values()
-    return sum(_has_ended(status, retry_failed=retry_failed) for status in trials)
+    return sum(_stays_ended(status, retry_failed=retry_failed) for status in trials)
 
 
 def _not_begun(sweep: RunFolder, trial: Trial) -> RunStatus:
@@ -157,7 +157,7 @@ def _not_begun(sweep: RunFolder, trial: Trial) -> RunStatus:
     return RunStatus(folder.name, name, folder=str(folder), values=trial.values, tags=tags)
 
 
-def _has_ended(status: RunStatus, *, retry_failed: bool) -> bool:
+def _stays_ended(status: RunStatus, *, retry_failed: bool) -> bool:
     if status.status == "failed" and status.failure is not None:
         may_have_gone = retry_failed and status.failure.rule.policy != "stop"
         return not (may_have_gone or status.failure.failure_class in GO_ON)

@@ -45,7 +45,7 @@ logger = logging.getLogger("boxseg.store")
 
 
 @dataclass(frozen=True)
-class Outpost:
+class DriverLink:
     """How a training process on another machine reaches its driver."""
 
     desk: Desk

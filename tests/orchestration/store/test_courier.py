@@ -18,7 +18,7 @@ from orchestration.execute.reporter import FileReporter
 from orchestration.execute.worker import folder_received, train_here
 from orchestration.record.run_folder import RunFolder
 from orchestration.store import client, courier
-from orchestration.store.courier import Courier, Outpost
+from orchestration.store.courier import Courier, DriverLink
 from orchestration.store.desk import Desk, read_records, write_records
 from orchestration.store.mirror import DROVE, Mirror, fetch_checkpoint, fetch_newest
 from orchestration.store.places import mirrors, moved, shown, storage_folder
@@ -168,9 +168,9 @@ def train(machines: Machines, desk: Desk) -> list[str]:
         reporter.on_eval(EvalReport(10, metrics, written, True, is_repeated=found is not None))
         return SimpleNamespace(step=10, metrics=metrics)
 
-    outpost = Outpost(desk, mirrors(), "")
+    driver_link = DriverLink(desk, mirrors(), "")
     spec = RunSpec.model_validate({"train": {"steps": 10}})
-    payload = Payload(spec, machines.run, machines.run, train_fn=loop, outpost=outpost)
+    payload = Payload(spec, machines.run, machines.run, train_fn=loop, driver_link=driver_link)
     train_here(payload, device="cpu")
     return (machines.run / "starts").read_text().split()
 
@@ -235,8 +235,8 @@ def test_a_run_whose_best_checkpoint_the_store_has_lost_takes_the_best_that_is_l
             run.start()
             desk.lay(shown(run.path), read_records(run.path))
         with machines.on(name), contextlib.suppress(KeyError):
-            outpost = Outpost(desk, mirrors(), "")
-            payload = Payload(spec, machines.run, machines.run, "inline", train_fn, outpost)
+            driver_link = DriverLink(desk, mirrors(), "")
+            payload = Payload(spec, machines.run, machines.run, "inline", train_fn, driver_link)
             train_here(payload, device="cpu")
         heard = hear(machines, desk)
         with machines.on("a"):
@@ -263,8 +263,8 @@ def test_a_failure_is_reported_while_the_store_is_away(machines: Machines, desk:
     machines.store.fault = "away"
     with machines.on("b"):
         save(machines.run, 10)
-        outpost, began = Outpost(desk, mirrors(), ""), time.monotonic()
-        with folder_received(outpost, machines.run, trains=False):
+        driver_link, began = DriverLink(desk, mirrors(), ""), time.monotonic()
+        with folder_received(driver_link, machines.run, trains=False):
             RunFolder(machines.run).finish("failed", StorageError("the store is away"))
         assert time.monotonic() - began < 20
     heard = hear(machines, desk)
@@ -294,7 +294,7 @@ def test_ray_gets_an_evaluation_once_its_checkpoint_is_in_the_store(machines: Ma
     spec = RunSpec.model_validate({"train": {"steps": 40}})
     with machines.on("b"), Courier(desk, machines.run, leads=True) as carrier:
         run = RunFolder(machines.run)
-        payload = Payload(spec, run.path, run.path, outpost=Outpost(desk, mirrors(), ""))
+        payload = Payload(spec, run.path, run.path, driver_link=DriverLink(desk, mirrors(), ""))
         reporter = FileReporter(
             run, payload, send=lambda told: heard.append(told["step"]), courier=carrier
         )
@@ -404,10 +404,10 @@ def test_a_driver_of_the_same_folder_needs_no_courier(machines: Machines):
         trial = machines.run / "trial-00"
         make_run(trial)
         (machines.run / DROVE).write_text("ours")
-        assert Outpost(Desk(), mirrors(), "ours").is_home(trial)
-        assert not Outpost(Desk(), mirrors(), "another").is_home(trial)
+        assert DriverLink(Desk(), mirrors(), "ours").is_home(trial)
+        assert not DriverLink(Desk(), mirrors(), "another").is_home(trial)
     with machines.on("b"):
-        assert not Outpost(Desk(), mirrors(), "ours").is_home(machines.run / "trial-00")
+        assert not DriverLink(Desk(), mirrors(), "ours").is_home(machines.run / "trial-00")
 
 
 def test_paths_of_the_drivers_mirrors_are_moved_to_ours(machines: Machines):
