@@ -349,7 +349,7 @@ def _follow(cluster: Cluster, id: str, as_json: bool) -> None:
         print_json(job)
     if job.status != "SUCCEEDED":
         say(f"{job.id} {job.status.lower()}" + ("" if job.exit_code else f": {job.message}"))
-    raise typer.Exit(job.mirrored)
+    raise typer.Exit(job.exit_code_to_pass_on)
 
 
 def _show(job: Job, as_json: bool) -> None:

@@ -86,14 +86,14 @@ def _make_trainer(payload: Payload, callbacks: Sequence[Any]) -> DataParallelTra
 
     resources = payload.spec.resources
     # one worker needs no process group, so its driver does not load torch
-    meeting = None
+    process_group = None
     if resources.workers > 1:
-        from orchestration.connect.meeting import MeetingConfig
+        from orchestration.connect.process_group import ProcessGroupConfig
 
-        meeting = MeetingConfig()
+        process_group = ProcessGroupConfig()
     return trainer_with(payload.share)(
         train_worker,
-        backend_config=meeting,
+        backend_config=process_group,
         train_loop_config={"payload": payload},
         scaling_config=_scaling(resources),
         run_config=ray.train.RunConfig(

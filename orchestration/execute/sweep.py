@@ -41,7 +41,6 @@ logger = logging.getLogger("boxseg.sweep")
 class SweepResult:
     """How a sweep ended."""
 
-    id: str
     folder: Path
     status: Status
     """`finished`; `interrupted` with the trials' state saved; `failed` if no trial has a value."""
@@ -53,6 +52,11 @@ class SweepResult:
     """The page about the sweep; None if it was interrupted, or the page could not be made."""
     stopped_by: str = ""
     """The setting by which it ended before all trials were run; empty where none did."""
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
 
 
 def run_sweep(
@@ -160,14 +164,13 @@ def conclude(trials: Trials) -> SweepResult:
         stopped_by=trials.stopped_by or None,
     )
     return SweepResult(
-        folder.path.name,
         folder.path,
         status,
         table,
         best,
-        checkpoint,
-        report,
-        trials.stopped_by,
+        best_checkpoint=checkpoint,
+        report=report,
+        stopped_by=trials.stopped_by,
     )
 
 
@@ -176,13 +179,12 @@ def read_result(folder: RunFolder, spec: SweepSpec) -> SweepResult:
     table = read_table(folder.path, extend_sweep(spec, folder))
     kept, page = folder.path / BEST, folder.path / "report" / PAGE
     return SweepResult(
-        folder.path.name,
         folder.path,
         folder.stored().status,
         table,
         table.best(),
-        kept if kept.exists() else None,
-        page if page.exists() else None,
+        best_checkpoint=kept if kept.exists() else None,
+        report=page if page.exists() else None,
     )
 
 

@@ -18,7 +18,7 @@ from orchestration.execute.worker import split_batch
 from orchestration.record.failures import Failure, FailureClass
 from orchestration.record.find_runs import list_in, resolve_start_from, sound_status
 from orchestration.record.progress import SweepProgress
-from orchestration.record.run_folder import RunFolder, RunStatus, Status, own_process
+from orchestration.record.run_folder import RunFolder, RunStatus, Status, end_of, own_process
 from orchestration.record.table import SweepTable, describe, make_table, read_table
 from orchestration.record.trial import Trial, TrialStatus, read_trial, trial_folder
 from orchestration.store.mirror import fetch_checkpoint
@@ -182,7 +182,7 @@ class Trials:
         """Tell the shares which trials run and how many will follow, so that free places go to others."""
         if self.payload.shares is None:
             return
-        numbers = [int(name.rpartition("-")[2]) for name in self.supervisor.trials]
+        numbers = [int(end_of(name)) for name in self.supervisor.trials]
         planned = 0 if self.stopped_by else self.payload.spec.sweep.num_trials
         left = max(0, planned - self.num_ended - len(numbers))
         self.payload.shares.update(numbers, left)

@@ -53,7 +53,7 @@ class Job:
     """Folder with the job's state and log, as the cluster sees it."""
 
     @property
-    def mirrored(self) -> int:
+    def exit_code_to_pass_on(self) -> int:
         """Exit code for a command that waited for the job: the job's own, or INTERRUPTED if it was stopped."""
         if self.status == "STOPPED":
             return ExitCode.INTERRUPTED

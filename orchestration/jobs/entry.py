@@ -81,8 +81,8 @@ def _run(folder: Path, arguments: list[str]) -> int:
         code = process.wait()
     if code < 0:
         code = 128 - code  # killed by a signal: the exit code that a shell gives
-    # 75 is `ExitCode.INTERRUPTED`
-    status = {0: "finished", 75: "interrupted"}.get(code, "failed")
+    ends: dict[int, str] = {ExitCode.DONE: "finished", ExitCode.INTERRUPTED: "interrupted"}
+    status = ends.get(code, "failed")
     note(folder, about | {"status": status, "exit_code": code, "ended": time.time()})
     return code
 

@@ -100,8 +100,8 @@ class RunProgress(ProgressDisplay):
         self._steps = folder.stored().steps
         self._folder = folder
         self._tells_start = True
-        self._trail = Trail(folder, self._steps)
-        self._trail.skip()
+        self._new_reports = NewReports(folder, self._steps)
+        self._new_reports.skip()
         self._old_beat = read_beat(folder)  # of an earlier command
         self._last: Report | None = None
         """The last report with metrics of `HEADLINE`."""
@@ -110,7 +110,7 @@ class RunProgress(ProgressDisplay):
 
     def update(self) -> None:
         """Show what is new."""
-        reports = self._trail.new()
+        reports = self._new_reports.read()
         if reports and self._tells_start:
             self._tells_start = False
             if start := self._folder.stored().start:
@@ -155,7 +155,7 @@ class RunProgress(ProgressDisplay):
 
     def _left(self, step: int, steps_per_s: float = 0.0) -> str:
         """Time left: by the pace since the first report, evaluations included, or else by that of updates alone."""
-        step_s = self._trail.step_s
+        step_s = self._new_reports.step_s
         if not step_s and steps_per_s:
             step_s = 1 / steps_per_s
         return "" if not step_s else time_left(step_s * (self._steps - step))
@@ -170,7 +170,7 @@ class SweepProgress(ProgressDisplay):
         self._planned = planned
         self._tells_start = True
         self._at_once = 1
-        self._trails: dict[str, Trail] = {}
+        self._new_reports: dict[str, NewReports] = {}
         self._paces: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self._ended: dict[str, Status] = {}
@@ -208,17 +208,19 @@ class SweepProgress(ProgressDisplay):
 
     def _look(self, row: TrialStatus) -> list[Report]:
         """Evaluations of a trial since the last look; its pace and time are noted."""
-        trail = self._trails.setdefault(row.id, Trail(RunFolder(row.folder), row.steps))
-        reports = trail.new()
+        new_reports = self._new_reports.setdefault(
+            row.id, NewReports(RunFolder(row.folder), row.steps)
+        )
+        reports = new_reports.read()
         if reports and self._tells_start:
             self._tells_start = False
             status = sound_status(Path(row.folder))
             if status is not None and status.start:
                 self.pass_on(status.start)
-        if trail.step_s is not None:
-            self._paces[row.id] = trail.step_s
+        if new_reports.step_s is not None:
+            self._paces[row.id] = new_reports.step_s
         if row.is_final:
-            del self._trails[row.id]
+            del self._new_reports[row.id]
             if row.seconds is not None and row.status in ("finished", "stopped"):
                 self._took[row.id] = row.seconds
         return [report for report in reports if report.is_evaluation]
@@ -245,7 +247,7 @@ class SweepProgress(ProgressDisplay):
         return max([*left, shared])
 
 
-class Trail:
+class NewReports:
     """The reports of one run as they come, and its pace."""
 
     def __init__(self, folder: RunFolder, steps: int) -> None:
@@ -259,7 +261,7 @@ class Trail:
         """Leave out what is there already, from an earlier command."""
         _, self._offset = self._folder.reports_since(0)
 
-    def new(self) -> list[Report]:
+    def read(self) -> list[Report]:
         """Reports since the last look."""
         reports, self._offset = self._folder.reports_since(self._offset)
         if reports:

@@ -502,6 +502,11 @@ def new_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{end}"
 
 
+def end_of(id: str) -> str:
+    """The last part of an id, which for a trial is its number, as in `07`."""
+    return id.rpartition("-")[2]
+
+
 def new_folder(parent: Path) -> RunFolder:
     """Make a folder with a new id, which no other process gets, however many start in the same second.
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from boxseg.config.criterion import Criterion
 from orchestration.config.spec import SweepSpec
+from orchestration.record.run_folder import end_of
 from orchestration.record.score import Merit, find_front, merit_of, trials_that_count
 from orchestration.record.trial import TrialStatus, read_trial
 
@@ -181,7 +182,7 @@ def _cells(table: SweepTable, best: TrialStatus | None) -> tuple[list[str], list
     seeds = ["seed"] if len({row.seed for row in table.rows}) > 1 else []
     lines = []
     for row in table.ranked():
-        trial = row.id.rsplit("-", 1)[-1] + (" ★" if row is best else "")
+        trial = end_of(row.id) + (" ★" if row is best else "")
         # "-" where a setting does not apply to the trial
         values = [short_value(row.values.get(name, "-")) for name in names]
         metric = "" if row.value is None else f"{row.value:.4f}"

@@ -11,7 +11,7 @@ from boxseg.config.criterion import Criterion
 from orchestration.config.space import is_setting_of
 from orchestration.config.spec import SweepConfig
 from orchestration.record.find_runs import sound_status
-from orchestration.record.run_folder import RunFolder, RunStatus, Status
+from orchestration.record.run_folder import RunFolder, RunStatus, Status, end_of
 
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
 """A trial in one of these is not run again."""
@@ -70,7 +70,7 @@ class TrialStatus(RunStatus):
     @property
     def label(self) -> str:
         """Short name within the sweep."""
-        return f"trial {self.id.rsplit('-', 1)[-1]}"
+        return f"trial {end_of(self.id)}"
 
     @property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from boxseg.config.criterion import MASK_AP, Criterion
 from orchestration.config.resolved import params_of, read_resolved
 from orchestration.config.space import names_in
 from orchestration.config.spec import SweepConfig, SweepSpec
-from orchestration.record.run_folder import RunFolder
+from orchestration.record.run_folder import RunFolder, end_of
 from orchestration.record.table import markdown_table, read_table
 from orchestration.tracking.artifacts import (
     SETTINGS,
@@ -145,7 +145,7 @@ def _find_runs(copy: RunCopy) -> Sequence[Run]:
 def run_name(copy: RunCopy) -> str:
     """As in `sweep 2026-11-23 16:43 e093`; a trial has its number, the settings it varies, and its seed."""
     status = copy.status
-    end = status.id.rsplit("-", 1)[-1]
+    end = end_of(status.id)
     if copy.parent is None:
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.created))
         return f"{status.kind} {created} {end}"
@@ -260,7 +260,7 @@ def _end_run(copy: RunCopy) -> None:
         score = Metric(score_name(criterion.metric), value, _in_ms(status.ended or 0.0), step)
         client.log_batch(run_id, metrics=[score])
     if status.front:
-        tags["front"] = ", ".join(name.rsplit("-", 1)[-1] for name in status.front)[:MAX_TEXT]
+        tags["front"] = ", ".join(map(end_of, status.front))[:MAX_TEXT]
         _mark_front(copy)
     if _is_on_front(copy):
         tags["front"] = "yes"

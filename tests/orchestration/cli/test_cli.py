@@ -360,7 +360,7 @@ def test_a_sweep_that_ended_before_its_first_trial_shows_no_table(capsys: Captur
     spec = load_sweep(Path(write(SWEEP)))
     folder = Path("runs/t/sweep")
     nothing = make_table(spec, [])
-    _print_sweep(spec, SweepResult("sweep", folder, "interrupted", nothing, None, None))
+    _print_sweep(spec, SweepResult(folder, "interrupted", nothing, None, None))
     shown = capsys.readouterr().out
     assert shown.startswith("sweep")
     assert "trial" not in shown
@@ -370,7 +370,7 @@ def test_commands_to_copy_quote_names_that_a_shell_would_split(capsys: Capture):
     Path("my set/images").mkdir(parents=True)
     spec = load_sweep(Path(write(SWEEP)), ["storage=my runs"])
     nothing = make_table(spec, [])
-    _print_sweep(spec, SweepResult("sweep", Path("s"), "interrupted", nothing, None, None))
+    _print_sweep(spec, SweepResult(Path("s"), "interrupted", nothing, None, None))
     assert f"boxseg ui --storage '{Path('my runs').absolute()}'" in capsys.readouterr().out
     assert run(["data", "check", "my set"]) == 2
     assert "`boxseg data import 'my set' --from yolo" in capsys.readouterr().err

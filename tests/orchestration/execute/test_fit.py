@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ray  # loads it, and starts none
 def test_workers_meet_where_ray_reaches_their_node_unless_its_user_has_chosen(monkeypatch):
     import ray
 
-    from orchestration.connect.meeting import INTERFACE, choose_interface
+    from orchestration.connect.process_group import INTERFACE, choose_interface
 
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setenv(INTERFACE, "ib0")
@@ -33,13 +33,13 @@ def test_a_failed_meeting_of_workers_is_tried_again_by_ray_and_says_why():
         RETRYABLE_CONTROLLER_ERRORS,
     )
 
-    from orchestration.connect.meeting import MeetingConfig
+    from orchestration.connect.process_group import ProcessGroupConfig
 
     def refuse(*_: object, **__: object) -> None:
         lines = "\n".join(f"  line {number}" for number in range(9))
         raise RayTaskError("meet", f"{lines}\nDistBackendError: Gloo connectFullMesh failed", None)
 
-    config = MeetingConfig(backend="gloo")
+    config = ProcessGroupConfig(backend="gloo")
     group = SimpleNamespace(execute=lambda *_, **__: None, execute_single=refuse)
     with pytest.raises(RETRYABLE_CONTROLLER_ERRORS, match=r"^DistBackendError: Gloo connect"):
         config.backend_cls().on_start(group, config)

@@ -17,16 +17,16 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 """Environment variable of gloo; a value that the user has set on a node stays."""
 
 
-class MeetingConfig(TorchConfig):
+class ProcessGroupConfig(TorchConfig):
     """Ray's configuration of torch, but workers meet even where a machine's name means its loopback address."""
 
     @property
     def backend_cls(self) -> type:
         """The class by which Ray Train sets up the process group."""
-        return _Meeting
+        return _ProcessGroup
 
 
-class _Meeting(TorchConfig().backend_cls):  # type: ignore[misc]
+class _ProcessGroup(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(choose_interface)
         try:
