@@ -17,7 +17,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from boxseg.coco.segmentations import Size
 from boxseg.errors import ShapeError
-from boxseg.label.cut import expect_losses, settle_claims
+from boxseg.label.claims import expect_losses, settle_claims
 from boxseg.label.maps import (
     UNKNOWN,
     CloseUp,

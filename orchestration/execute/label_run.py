@@ -317,8 +317,9 @@ def make_labels(
         StoppedError: one of the `signals` came, perhaps before the call.
     """
     from boxseg.label.checks import shared_doubt
-    from boxseg.label.dataset import Journal, label_images, write_labels
+    from boxseg.label.dataset import label_images, write_labels
     from boxseg.label.expected import expect_mean_iou
+    from boxseg.label.journal import Journal
     from boxseg.label.review import write_review
 
     journal = Journal(folder, source.about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from boxseg.label.cut import expect_losses, settle_claims
+from boxseg.label.claims import expect_losses, settle_claims
 from boxseg.mask_parts import MaskPart
 
 RED, GREEN, GREY = (200, 30, 30), (30, 200, 30), (120, 120, 120)

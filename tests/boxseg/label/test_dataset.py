@@ -16,7 +16,8 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
-from boxseg.label.dataset import JOURNAL, Journal, label_images, write_labels
+from boxseg.label.dataset import label_images, write_labels
+from boxseg.label.journal import JOURNAL, Journal
 from boxseg.label.maps import UNKNOWN
 from boxseg.predict import Predictor
 

@@ -15,7 +15,8 @@ from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.errors import ConfigError, DataError
 from boxseg.label import sources as label_sources
-from boxseg.label.dataset import Journal, label_images, write_labels
+from boxseg.label.dataset import label_images, write_labels
+from boxseg.label.journal import Journal
 from boxseg.label.review import apply_decisions, stamp_of, write_review
 from boxseg.label.review_pictures import find_outlines, find_whole, write_crop
 from boxseg.mask_parts import MaskPart
