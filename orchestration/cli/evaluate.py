@@ -60,8 +60,9 @@ def evaluate(
 
     # torch is loaded from here on
     from boxseg.data.dataset import CocoBoxes
+    from boxseg.evaluation.objects import find_objects, read_objects
     from boxseg.evaluation.pictures import draw_worst
-    from boxseg.evaluation.scoring import find_objects, read_objects, score_detections
+    from boxseg.evaluation.scoring import score_detections
     from orchestration.execute.trained import open_predictor
     from orchestration.record.progress import counted
 

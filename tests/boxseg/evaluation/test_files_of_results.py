@@ -8,7 +8,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile
 from boxseg.errors import DataError
-from boxseg.evaluation.scoring import read_objects
+from boxseg.evaluation.objects import read_objects
 
 BOXES = [[4, 4, 16, 12], [30, 6, 20, 14]]
 

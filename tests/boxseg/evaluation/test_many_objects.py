@@ -18,7 +18,7 @@ from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.pictures import panel_row
-from boxseg.evaluation.scoring import read_objects
+from boxseg.evaluation.objects import read_objects
 
 def peak_mb():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -12,13 +12,13 @@ from boxseg.data.dataset import CocoBoxes
 from boxseg.data.ground_truth import coco_ground_truth
 from boxseg.data.mask_files import MaskFile
 from boxseg.evaluation.ap import coco_scores
+from boxseg.evaluation.objects import read_objects
 from boxseg.evaluation.panels import place_numbers, scale_picture
 from boxseg.evaluation.pictures import (
     _small_masks,
     draw_evaluation,
     draw_precision_recall,
 )
-from boxseg.evaluation.scoring import read_objects
 from boxseg.ops.masks import resize_bool
 
 

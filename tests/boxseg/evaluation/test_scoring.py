@@ -11,14 +11,9 @@ from boxseg.config.method import CocoSource
 from boxseg.data.dataset import CocoBoxes
 from boxseg.data.mask_files import MaskFile
 from boxseg.errors import ConfigError, DataError
+from boxseg.evaluation.objects import find_objects, read_objects
 from boxseg.evaluation.pictures import panel_row
-from boxseg.evaluation.scoring import (
-    boundary_rle,
-    box_fit_metrics,
-    find_objects,
-    read_objects,
-    score_detections,
-)
+from boxseg.evaluation.scoring import boundary_rle, box_fit_metrics, score_detections
 from boxseg.predict import Predictor
 
 
