@@ -66,7 +66,7 @@ RULES: dict[FailureClass, Rule] = {
     ),
     FailureClass.CHECKPOINT_LOST: Rule(r"^LostCheckpoint\b", "retry", CheckpointError),
     # Before lost nodes and workers: a machine that is taken away loses both.
-    FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|preempt", "retry", PreemptedError),
+    FailureClass.PREEMPTED: Rule(r"^PreemptedError\b|(?<!/)preempt", "retry", PreemptedError),
     FailureClass.NODE_LOST: Rule(
         r"^NodeDiedError\b|node (has )?(died|failed)|node .{0,80}(is dead|was lost)",
         "retry",
@@ -77,7 +77,9 @@ RULES: dict[FailureClass, Rule] = {
         # a process that reads images, killed for memory for example
         r"DataLoader worker .{0,40}(killed by signal|exited unexpectedly)|"
         # gloo and NCCL report this in the remaining processes when one is lost.
-        r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|gloo|NCCL",
+        r"unexpectedly exits|SIGKILL|actor died|onnection (closed|reset) by peer|"
+        # but not /data/igloo/a.png
+        r"(third_party/|ProcessGroup|(?<![/\w]))([Gg]loo|NCCL)",
         "retry",
     ),
     FailureClass.TRACKER_DOWN: Rule(r"^Mlflow\w*Exception\b|mlflow\.exceptions", "retry"),

@@ -97,6 +97,25 @@ def test_an_error_has_its_class_policy_and_exit_code(error, expected, policy, co
     assert exit_code_for(error_of(failure)) == code
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[enforce fail at ../third_party/gloo/gloo/transport/tcp/pair.cc:446] . Timed out waiting",
+        "ProcessGroupGloo is shut down",
+        "Gloo connectFullMesh failed with timeout",
+        "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:77, remote process exited",
+    ],
+)
+def test_what_other_workers_say_of_a_lost_one_is_known(text: str):
+    assert Failure("RuntimeError", text).failure_class == "worker_lost"
+
+
+@pytest.mark.parametrize("path", ["/data/igloo/a.png", "/data/gloo/a.png", "/home/preempted/x"])
+def test_paths_say_nothing_about_a_failure(path: str):
+    failure = Failure("ValueError", f"cannot read {path}")
+    assert (failure.failure_class, failure.rule.policy) == ("unknown", "stop")
+
+
 def test_a_shortened_summary_shows_that_it_is_cut():
     assert Failure("DataError", "a.json: bad").summary == "data: a.json: bad"
     assert Failure("DataError", "long " * 100).summary.endswith(" long …")
