@@ -19,7 +19,7 @@ from boxseg.data.fingerprint import take_fingerprint
 from boxseg.data.misfits import find_misfits, find_misplaced, find_shared, find_unlearnt
 from boxseg.errors import BoxSegError, CheckpointError, ConfigError, DataError
 from orchestration.config.points import own_values
-from orchestration.config.space import count_settings, names_of, possible_values
+from orchestration.config.space import count_settings, names_of, possible_values, samples
 from orchestration.config.spec import NEEDS_NO_MASKS, ResourcesConfig, RunSpec, SweepSpec
 from orchestration.errors import ResourceError
 from orchestration.planning.machine import count_cpus, count_gpus
@@ -65,6 +65,7 @@ def find_faults(spec: RunSpec) -> Iterator[BoxSegError]:
         _check_train_data,
         _check_val_data,
         _check_classes,
+        _check_varied_data,
         _check_timm_name,
         _check_start,
     ):
@@ -383,6 +384,24 @@ def _check_classes(spec: RunSpec) -> None:
             f"data.{drawn} is toy, the generated set, which is the default, but data.{own} has other classes; "
             f"name images and annotations of yours for data.{drawn} too, if need be those of data.{own}"
         )
+
+
+def _check_varied_data(spec: RunSpec) -> None:
+    """Check the data that trials of a sweep may get in the place of the file's own."""
+    if not isinstance(spec, SweepSpec):
+        return
+    checked = []
+    for values in samples(spec.sweep.space):
+        varied = {
+            name: value
+            for name, value in values.items()
+            if name.startswith(("data.train", "data.val"))
+        }
+        if varied and varied not in checked:
+            checked.append(varied)
+            trial = spec.trial(values, seed=spec.train.seed)
+            for look in (fetch_annotations, _check_train_data, _check_val_data, _check_classes):
+                look(trial)
 
 
 def _list_classes(source: Literal["toy"] | CocoSource, spec: RunSpec) -> list[tuple[int, str]]:

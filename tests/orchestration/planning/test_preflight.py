@@ -521,3 +521,27 @@ def test_variables_of_mlflow_without_effect_are_reported(
     assert told not in warnings(spec)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     assert told in warnings(spec)
+
+
+def test_data_that_a_trial_may_get_are_checked(tmp_path: Path, coco: dict[str, str]):
+    missing = coco | {"annotations": str(tmp_path / "missing.json")}
+    for own, varied, message in (
+        (
+            {"train": coco, "val": coco},
+            {"data.train": [coco, missing]},
+            "missing.json: does not exist",
+        ),
+        ({"val": coco}, {"data.train": ["toy", coco]}, "data.train is toy, the generated set"),
+        (
+            {"train": coco, "val": coco},
+            {"data.train.annotations": [missing["annotations"]]},
+            "missing.json: does",
+        ),
+        ({"train": coco, "val": coco}, {"data.val": [missing]}, "missing.json: does not exist"),
+    ):
+        space = {name: {"choice": values} for name, values in varied.items()}
+        values = {"storage": tmp_path / "runs", "data": own, "sweep": {"space": space}}
+        assert message in str(refusal(SweepSpec.model_validate(values)))
+    space = {"data.train.annotations": {"choice": [coco["annotations"]]}}
+    values = {"storage": tmp_path / "runs", "data": {"train": coco, "val": coco}}
+    check(SweepSpec.model_validate(values | {"sweep": {"metric": "val/box_ap", "space": space}}))
